@@ -69,7 +69,7 @@ def export(
         str,
         option(
             "--precision",
-            detail="fp16 is for boards, bf16 for a CPU with AVX-512 BF16, int8 for a CPU.",
+            detail="fp16 is for boards, bf16 for a CPU with AVX-512 BF16, int8 for CPUs and for GPUs that have it.",
         ),
     ] = "fp32",
     calibration: Annotated[

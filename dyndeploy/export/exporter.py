@@ -60,6 +60,7 @@ from dyndeploy.graphs.memory import model_footprint, require_memory
 from dyndeploy.graphs.split import Segment, host_program
 from dyndeploy.graphs.stages import branched_model, whole_model
 from dyndeploy.graphs.tensorrt import PrecisionPlan, required_creators, tensorrt_model
+from dyndeploy.graphs.tensorrt_bytes import blocks_in_floats, keeps_integers, with_plugin_bytes
 from dyndeploy.nets import Preprocessing
 from dyndeploy.ops import OPERATORS
 from dyndeploy.quantization import FP32, CalibrationTable, quantize_model, quantize_twin, runtime_integers
@@ -331,17 +332,18 @@ def _write_graph(export: _Export) -> _Content:
     )
     engines = [part.model for part in built.parts if not part.host] or [built.model]
     _require_memory(export, engines)
-    notes = _apply_plan(engines, settings.precision, in_parts=bool(built.parts))
+    (written,) = _quantised(export, [built.model], built.masks)
+    planned = engines if built.parts else [written]
+    notes = _apply_plan(planned, export.target, settings.precision, in_parts=bool(built.parts))
     notes += (*_dense_notes(settings.dense), *built.notes)
     notes += _plugin_notes(engines, export.target)
-    (written,) = _quantised(export, [built.model], built.masks)
     _save(written, folder / MODEL)
     parts = _write_parts(built.parts, "part", folder)
     static_parts: tuple[PartInfo, ...] = ()
     if settings.static:
         export.progress("capturing the static twin")
         whole = build(subject.network, subject.inputs, export.target, static=True)
-        _apply_plan((part.model for part in whole.parts if not part.host), settings.precision)
+        _apply_plan((part.model for part in whole.parts if not part.host), export.target, settings.precision)
         twin, static_parts = whole.model, _write_parts(whole.parts, "static", folder)
         if export.table is not None:
             twin = quantize_twin(twin, built.model, built.masks, export.table, _batches(export))
@@ -411,9 +413,9 @@ def _write_stages(export: _Export) -> _Content:
     stages = build_stages(network, target, settings.exits, batch, subject.input_size, settings.dense)
     models = [stage.model for stage in stages]
     _require_memory(export, models)
-    notes = (*_apply_plan(models, settings.precision), *_dense_notes(settings.dense))
-    notes += tuple(dict.fromkeys(note for stage in stages for note in stage.notes)) + _plugin_notes(models, target)
     written = _quantised(export, models, [mask for stage in stages for mask in stage.masks])
+    notes = (*_apply_plan(written, target, settings.precision), *_dense_notes(settings.dense))
+    notes += tuple(dict.fromkeys(note for stage in stages for note in stage.notes)) + _plugin_notes(models, target)
     for stage, model in zip(stages, written, strict=True):
         _save(model, folder / stage.file)
     if settings.static:
@@ -488,6 +490,8 @@ def _quantization_info(
     text = json.dumps(table.to_json(), sort_keys=True, separators=(",", ":"))
     blocks = dict.fromkeys(group_of(node.name) for model in models for node in all_nodes(model.graph))
     everywhere = "on every CPU, by the operator library and by function bodies"
+    if export.target.runtime == "tensorrt":
+        everywhere += ", and on GPUs by the TensorRT plugins"
     return QuantizationInfo(
         weight_bits=table.weight_bits,
         per_channel=table.per_channel,
@@ -631,17 +635,39 @@ def _weights_notes(settings: ExportSettings) -> tuple[str, ...]:
     return (f"the weights are '{settings.weights}' of {Path(settings.checkpoint).name}",)
 
 
-def _apply_plan(models: Iterable[onnx.ModelProto], precision: str, *, in_parts: bool = False) -> tuple[str, ...]:
+def _apply_plan(
+    models: Iterable[onnx.ModelProto], target: Target, precision: str, *, in_parts: bool = False
+) -> tuple[str, ...]:
     """Notes on the precision plan; raises ``UsageError`` now rather than on the board if the weights do not fit it."""
-    if precision != "fp16":
+    if precision not in ("fp16", "int8") or (precision == "int8" and target.runtime != "tensorrt"):
         return ()
     plan = PrecisionPlan(precision, typed=True)
+    if precision == "fp16":
+        for model in models:
+            tensorrt_model(model, plan)
+        return (
+            "model.onnx is FP32; engines are built in FP16: activations and weights half, maskers, masks, biases and "
+            "the head float" + (", of a detector what decides, adds up or places points" if in_parts else ""),
+        )
+    notes = [
+        "model.onnx is in INT8; in an engine our operators compute on the same bytes, to the bit, and what TensorRT "
+        "computes itself is FP16, with the head and the maskers' decisions in float"
+    ]
     for model in models:
-        tensorrt_model(model, plan)
-    return (
-        "model.onnx is FP32; engines are built in FP16: activations and weights half, maskers, masks, biases and the "
-        "head float" + (", of a detector what decides, adds up or places points" if in_parts else ""),
-    )
+        copy = with_plugin_bytes(model)
+        integers = keeps_integers(model)
+        tensorrt_model(copy, replace(plan, integers=integers))
+        if integers:
+            notes = [
+                "model.onnx is in INT8; the engine's layers in integers are TensorRT's own, with a sign and scales of "
+                "its kind, and the rest is float"
+            ]
+        if blocks := blocks_in_floats(model, copy):
+            notes.append(
+                f"{', '.join(blocks)}: no kernel in integers (a squeeze-and-excitation, or channels that are no "
+                "multiple of 4); these compute in FP16, between bytes"
+            )
+    return tuple(dict.fromkeys(notes))
 
 
 def _plugin_notes(models: Iterable[onnx.ModelProto], target: Target) -> tuple[str, ...]:

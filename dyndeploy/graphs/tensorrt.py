@@ -26,6 +26,7 @@ from dyndeploy.graphs.inspect import (
 )
 from dyndeploy.graphs.kept_float import float_in_parts, in_parts
 from dyndeploy.graphs.shapes import static_shapes, with_values
+from dyndeploy.graphs.tensorrt_bytes import as_words
 from dyndeploy.ops import DOMAIN, OPERATORS, Element, Role
 from dyndeploy.precisions import precision_of
 
@@ -78,17 +79,20 @@ class PrecisionPlan:
     stay float with their weights and sums, the head with its global mean and classifier.
 
     Attributes:
-        precision: ``"fp32"`` or ``"fp16"``.
+        precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
         typed: The graph itself carries the types (strongly typed networks) instead of builder flags.
+        integers: TensorRT makes layers in integers of its own, from QuantizeLinear and DequantizeLinear
+            (:func:`dyndeploy.graphs.tensorrt_bytes.keeps_integers`).
     """
 
     precision: str
     typed: bool
+    integers: bool = False
 
     @property
     def half(self) -> bool:
-        """Whether activations are half."""
-        return self.precision == "fp16"
+        """Whether activations that are no integers are half; beside TensorRT's own, a typed graph has them in float."""
+        return self.precision == "fp16" or (self.precision == "int8" and not (self.integers and self.typed))
 
     @property
     def description(self) -> str:
@@ -97,13 +101,16 @@ class PrecisionPlan:
         return f"{self.precision}, {how}: {precision_of(self.precision).engine}"
 
 
-def precision_plan(precision: str, version: Sequence[int], *, strongly_typed: bool | None = None) -> PrecisionPlan:
+def precision_plan(
+    precision: str, version: Sequence[int], *, strongly_typed: bool | None = None, integers: bool = False
+) -> PrecisionPlan:
     """Choose how a precision reaches an engine.
 
     Args:
-        precision: ``"fp32"`` or ``"fp16"``.
+        precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
         version: TensorRT's version.
         strongly_typed: Ask for one way; None takes builder flags where they exist.
+        integers: See :class:`PrecisionPlan`.
 
     Raises:
         UsageError: The precision has no plan, or the version cannot build it that way.
@@ -119,7 +126,7 @@ def precision_plan(precision: str, version: Sequence[int], *, strongly_typed: bo
         raise UsageError(f"TensorRT {text} has no precision flags: networks are always strongly typed.")
     if strongly_typed is None:
         strongly_typed = major >= FIRST_WITHOUT_PRECISION_FLAGS
-    return PrecisionPlan(precision, strongly_typed)
+    return PrecisionPlan(precision, strongly_typed, integers)
 
 
 # ---------------------------------------------------------------- weights
@@ -148,7 +155,8 @@ def tensorrt_model(
     """Make the TensorRT copy of a bundle's graph.
 
     Args:
-        model: ``model.onnx`` of a bundle; it is not changed.
+        model: ``model.onnx`` of a bundle, of one in INT8 as :func:`~dyndeploy.graphs.tensorrt_bytes.with_plugin_bytes`
+            writes it; it is not changed.
         plan: Precision plan of the engine.
         rates: Expected activation rate of every mask by name; plugins are timed at it. None leaves timing to whatever
             the masks hold, and masks without a rate count as :data:`DEFAULT_TIMING_RATE`.
@@ -275,6 +283,7 @@ def _repack(model: onnx.ModelProto, copy: onnx.ModelProto, *, half: bool) -> Non
         if kernel is None or kernel.pack is None:
             continue
         weights: dict[str, Array] = {}
+        elements = {port.name: port.element for port in kernel.constants}
         kept = []
         for port, name in zip(OPERATORS[node.op_type].inputs, node.input, strict=False):
             if port.role is not Role.WEIGHT:
@@ -286,10 +295,19 @@ def _repack(model: onnx.ModelProto, copy: onnx.ModelProto, *, half: bool) -> Non
         for name, value in kernel.pack(weights, operator_attributes(node)).items():
             # A name of its own: the exporter lets operators share equal constants, which are laid out differently here.
             full = f"{node.name}/{name}"
-            typed = to_half(value, full) if half and name in kernel.half else value.astype(np.float32)
+            typed = _typed(value, full, elements[name], half=half)
             copy.graph.initializer.append(numpy_helper.from_array(typed, full))
             kept.append(full)
         node.input[:] = kept
+
+
+def _typed(value: Array, name: str, element: Element, *, half: bool) -> Array:
+    """A packed constant in the type that plugins take."""
+    if element.in_words:
+        return as_words(value)
+    if element is Element.INT32:
+        return value.astype(np.int32)
+    return to_half(value, name) if half and element is Element.DATA else value.astype(np.float32)
 
 
 def _narrow_indices(copy: onnx.ModelProto) -> None:
@@ -384,9 +402,10 @@ class _Typing:
         self._types = {value.name: value.type.tensor_type.elem_type for value in values}
         self._types |= {item.name: item.data_type for item in copy.graph.initializer}
         for node in model.graph.node:
-            # Shape inference may stop at a function body; dynamic operators give floats.
+            # Shape inference may stop at a function body; dynamic operators give floats, or bytes.
             if node.domain == DOMAIN:
-                self._types[node.output[0]] = self._float
+                bytes_made = OPERATORS[node.op_type].outputs[0].element is Element.UINT8
+                self._types[node.output[0]] = onnx.TensorProto.UINT8 if bytes_made else self._float
         self._copy = copy
         self._keep_float = float_nodes(model)
         self._nodes: list[onnx.NodeProto] = []

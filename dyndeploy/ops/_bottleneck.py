@@ -16,10 +16,10 @@ from onnx import TensorProto
 from dyndeploy.errors import UsageError
 from dyndeploy.ops._body import AttributeRef, Body, Value
 from dyndeploy.ops._geometry import Geometry
-from dyndeploy.ops._launches import bottleneck_launches
+from dyndeploy.ops._launches import bottleneck_launches, quantized_bottleneck_launches
 from dyndeploy.ops._library_work import library_terms
 from dyndeploy.ops._winograd import transform_w2, transforms
-from dyndeploy.ops._workspace import bottleneck_workspace
+from dyndeploy.ops._workspace import bottleneck_workspace, quantized_bottleneck_workspace
 from dyndeploy.ops.base import (
     Array,
     Attribute,
@@ -187,9 +187,7 @@ def bottleneck_specs(
             work=work,
             sizes=sizes,
             further_rates=further_rates,
-            kernels=({} if excites else {"cpu": KernelSpec(precisions=("int8",))})
-            if quantized
-            else _kernels(
+            kernels=(_quantized_kernels if quantized else _kernels)(
                 weights,
                 projection,
                 skips_pixels=not kinds.keys().isdisjoint({PATCH.name, BLOCK.name}),
@@ -612,6 +610,38 @@ def _kernels(
         "cuda": packed,
         "tensorrt": packed,
     }
+
+
+def pack_quantized_w2(weight: Array) -> Array:
+    """The 3x3 (M, M / group, 3, 3) as (M, 9, M / group): the inputs of a tap stand together."""
+    return np.ascontiguousarray(weight.reshape(*weight.shape[:2], 9).transpose(0, 2, 1))
+
+
+def _quantized_kernels(
+    weights: tuple[Port, ...],
+    projection: bool,
+    *,
+    skips_pixels: bool,
+    skips_channels: bool,
+    excites: bool,
+) -> Mapping[str, KernelSpec]:
+    """No kernels in integers have a squeeze-and-excitation."""
+    if excites:
+        return {}
+
+    def pack(weights: Mapping[str, Array], attributes: Attributes) -> dict[str, Array]:
+        return {name: pack_quantized_w2(value) if name == "w2" else value for name, value in weights.items()}
+
+    packed = KernelSpec(
+        precisions=("int8",),
+        pack=pack,
+        constants=tuple(replace(port, shape=("M", "9", "M/group")) if port.name == "w2" else port for port in weights),
+        launches=functools.partial(
+            quantized_bottleneck_launches, skips_alone=not skips_channels, skips_channels=skips_channels
+        ),
+        workspace=quantized_bottleneck_workspace(pixels=skips_pixels, channels=skips_channels, projection=projection),
+    )
+    return {"cpu": KernelSpec(precisions=("int8",)), "cuda": packed, "tensorrt": packed}
 
 
 # ---------------------------------------------------------------- pieces of the ONNX bodies

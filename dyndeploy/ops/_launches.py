@@ -29,6 +29,37 @@ def channel_masker_launches(f: Mapping[str, float], element: float) -> Sequence[
     return pooling, Launch(moved=1.0, weights=weights * element)
 
 
+def conversion_launches(f: Mapping[str, float], element: float) -> Sequence[Launch]:
+    """One pass over a map: bytes on one side, halves on the other, whatever ``element`` says."""
+    return (Launch(moved=3.0 * f["batch"] * f["h"] * f["w"] * f["cin"]),)
+
+
+def quantized_bottleneck_launches(
+    f: Mapping[str, float], element: float, *, skips_alone: bool = False, skips_channels: bool = False
+) -> Sequence[Launch]:
+    """Those of :func:`bottleneck_launches` with bytes.
+
+    A projection is rounded on its own, and waits for conv3 as 16 bits a value. With channel skipping one more launch
+    copies the weights of active channels, for each image its own.
+    """
+    launches = list(bottleneck_launches(f, 1.0, skips_alone=skips_alone))
+    # No 3x3 of bytes has transformed weights.
+    launches = [launch._replace(patches=0.0) for launch in launches]
+    if f["projection"]:
+        rows, conv3 = (
+            f["batch"] * f["oh"] * f["ow"],
+            next(k for k, item in enumerate(launches) if item.layer == "conv3"),
+        )
+        *launches, projection = launches
+        launches[conv3] = launches[conv3]._replace(moved=launches[conv3].moved + launches[conv3].rows * f["cout"])
+        launches.insert(conv3, projection._replace(moved=projection.moved + rows * f["cout"], layer="projection"))
+    if skips_channels:
+        hidden, copies = f["cmid"] * f["channel_rate"], f["batch"] * launches[1].share
+        weights = hidden * (9.0 * hidden / f["groups"] + f["cout"])
+        launches.insert(1, Launch(moved=copies * weights, weights=weights))
+    return launches
+
+
 def bottleneck_launches(f: Mapping[str, float], element: float, *, skips_alone: bool = False) -> Sequence[Launch]:
     """Lists and copies, then conv1, conv2 and conv3 (with the projection as a second segment of its sums).
 

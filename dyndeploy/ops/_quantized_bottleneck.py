@@ -181,6 +181,7 @@ def quantization(operator: str, inputs: Sequence[str], gates: Mapping[str, str])
         observe=partial(_observe, arguments),
         convert=partial(_convert, operator, projection),
         simulate=partial(_simulate, arguments),
+        restore=_restore,
     )
 
 
@@ -285,6 +286,18 @@ def _convert(
     integers.require_finite(operator, {name: floats[name] for name in EXCITATION if name in floats})
     types = {"w": np.int8, "b": np.int32, "m": np.float32}
     return {name: value.astype(np.float32 if name in EXCITATION else types[name[0]]) for name, value in floats.items()}
+
+
+def _restore(weights: Mapping[str, Array]) -> dict[str, Array]:
+    restored = {name: value for name, value in weights.items() if name in EXCITATION and name != "me"}
+    for name in LAYERS:
+        if f"w{name}" in weights:
+            weight, multiplier = weights[f"w{name}"].astype(np.float64), weights[f"m{name}"].astype(np.float64)
+            if name == "3" and "me" in weights:
+                weight = weight * weights["me"]
+            restored[f"w{name}"] = (weight * multiplier.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.float32)
+            restored[f"b{name}"] = (weights[f"b{name}"] * multiplier).astype(np.float32)
+    return restored
 
 
 def _simulate(

@@ -38,6 +38,7 @@ def masker_quantization(
         observe=lambda inputs, attributes: {},
         convert=partial(_convert, operator, first),
         simulate=partial(_simulate, first, reference, tuple(inputs)),
+        restore=lambda weights: weights,
     )
 
 
@@ -100,6 +101,9 @@ def quantized_masker(spec: OperatorSpec) -> OperatorSpec:
         reference=reference,
         infer_shape=infer_shape,
         work=work,
-        kernels={"cpu": KernelSpec(precisions=("int8",))},
+        kernels={
+            family: KernelSpec(precisions=("int8",)) if family == "cpu" else replace(kernel, precisions=("int8",))
+            for family, kernel in spec.kernels.items()
+        },
         quantization=None,
     )

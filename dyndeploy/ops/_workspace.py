@@ -14,7 +14,8 @@ from dyndeploy.ops.base import Attributes
 
 Workspace = Callable[[Mapping[str, int], Attributes, int], int]
 
-_LIST_ENTRY, _SAMPLE_ROWS, _SAMPLE_TOKENS, _FLOAT = 4, 16, 16, 4
+_LIST_ENTRY, _SAMPLE_ROWS, _SAMPLE_TOKENS, _FLOAT, _SHORT = 4, 16, 16, 4, 2
+_BORDER_CLASSES = 16
 _POOLED_PIXELS, _MOST_PARTS = 64, 32
 
 
@@ -57,6 +58,37 @@ def bottleneck_workspace(*, pixels: bool, channels: bool, excites: bool = False)
             parts += [batch * hidden * _LIST_ENTRY, batch * (groups + 1) * _LIST_ENTRY]
         if excites:
             parts += [batch * _parts(written // batch) * hidden * _FLOAT, batch * sizes["S"] * _FLOAT]
+        return _total(*parts)
+
+    return workspace
+
+
+def quantized_bottleneck_workspace(*, pixels: bool, channels: bool, projection: bool) -> Workspace:
+    """Bytes of what :func:`bottleneck_workspace` names, of bytes, and of what integers need besides.
+
+    These are the rounded projection, and the weights and biases of active channels.
+
+    Args:
+        pixels: It skips pixels or whole samples.
+        channels: It skips channels.
+        projection: It has a projection.
+    """
+
+    def workspace(sizes: Mapping[str, int], attributes: Attributes, element: int) -> int:
+        stride, groups = int(attributes["strides"][0]), int(attributes["group"])
+        batch, hidden, outputs = sizes["N"], sizes["M"], sizes["Co"] if projection else sizes["C"]
+        read = batch * sizes["H"] * sizes["W"]
+        written = batch * -(-sizes["H"] // stride) * -(-sizes["W"] // stride)
+        parts = [read * hidden, written * hidden]
+        if pixels:
+            parts += [(batch + 1) * _SAMPLE_ROWS, read * _LIST_ENTRY, written * _LIST_ENTRY]
+        if channels:
+            parts += [batch * hidden * _LIST_ENTRY, batch * (groups + 1) * _LIST_ENTRY]
+        if projection:
+            parts += [written * outputs * _SHORT]
+        if channels:
+            parts += [batch * hidden * 9 * (hidden // groups), batch * outputs * hidden]
+            parts += [batch * _BORDER_CLASSES * hidden * _FLOAT, batch * outputs * _FLOAT]
         return _total(*parts)
 
     return workspace

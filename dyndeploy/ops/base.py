@@ -46,6 +46,13 @@ RECORDER: ContextVar[Callable[[OperatorSpec, Sequence[torch.Tensor], Attributes,
 """Takes every call instead of computing it: ``(operator, inputs, attributes, output shapes) -> tuple of outputs``."""
 
 
+WORD_BYTES = 4
+"""Bytes of a word: what stands side by side on the last axis, as a little-endian 32-bit integer.
+
+TensorRT gives 8-bit tensors a sign and scales that it may change; 32-bit integers every release hands on untouched.
+"""
+
+
 class Role(Enum):
     """What a tensor is to the operator."""
 
@@ -78,7 +85,12 @@ class Element(Enum):
     @property
     def plugin_dtype(self) -> str | None:
         """The same in TensorRT's plugins, whose whole numbers have 32 bits: no release before 10 has others."""
-        return "int32" if self is Element.INDEX else self.dtype
+        return "int32" if self is Element.INDEX or self.in_words else self.dtype
+
+    @property
+    def in_words(self) -> bool:
+        """Whether TensorRT's plugins take them by :data:`WORD_BYTES` as one 32-bit integer."""
+        return self in (Element.UINT8, Element.INT8)
 
 
 @dataclass(frozen=True)
@@ -216,6 +228,9 @@ class Quantization:
             are not finite, constants that leave the range of the arithmetic.
         simulate: ``(inputs as of the reference, attributes, scales, bits of a weight) -> float output``: what the
             operator in integers gives, dequantised, with straight-through gradients; ``x`` is quantised first.
+        restore: ``weights of the operator in integers by port name -> weights of this operator``, with which it
+            computes the same on bytes as floats, unrounded: x and the output in units of their scales. None where
+            nothing does.
     """
 
     operator: str
@@ -225,6 +240,21 @@ class Quantization:
     observe: Callable[[Sequence[torch.Tensor], Attributes], Mapping[str, torch.Tensor]]
     convert: Callable[[Mapping[str, Array], Mapping[str, float], int], Mapping[str, Array]]
     simulate: Callable[[Sequence[torch.Tensor], Attributes, Mapping[str, float], int], torch.Tensor]
+    restore: Callable[[Mapping[str, Array]], Mapping[str, Array]] | None = None
+
+
+class StandardLayer(NamedTuple):
+    """A standard ONNX node with one tensor that is no constant, which comes first.
+
+    Attributes:
+        op_type: Of the node.
+        constants: Its other inputs, by what they are called, in order.
+        attributes: Of the node.
+    """
+
+    op_type: str
+    constants: Mapping[str, Array]
+    attributes: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -261,6 +291,8 @@ class OperatorSpec:
         overflows: ``(input shapes, attributes, masks by input name) -> which images (N,) need more places than its
             static shapes have``, so that it computes everything; None where its shapes follow the masks.
         quantization: How it becomes an operator in integers; None where it cannot, or is one.
+        standard: Of an operator from floats to bytes, ``(weights by port name, attributes) -> standard layers`` that
+            give the bytes as floats, neither rounded nor cut to [0, 255]; None where there are none.
         least_opset: Oldest opset whose operators its body can be written with.
     """
 
@@ -286,12 +318,18 @@ class OperatorSpec:
     skipped_kind: str | None = None
     overflows: Callable[[Sequence[Shape], Attributes, Masks], Any] | None = None
     quantization: Quantization | None = None
+    standard: Callable[[Mapping[str, Array], Attributes], Sequence[StandardLayer]] | None = None
     least_opset: int = 13
 
     @property
     def decides(self) -> bool:
         """Whether the operator makes masks (and does not use them)."""
         return any(port.role is Role.MASK for port in self.outputs)
+
+    @property
+    def bookkeeping(self) -> dict[str, str]:
+        """Attributes of its nodes by which TensorRT finds a plugin."""
+        return {"plugin_version": str(self.version), "plugin_namespace": ""}
 
     def input_index(self, name: str) -> int:
         """Position of an input by name; ``ValueError`` if there is none."""
@@ -416,7 +454,7 @@ class OperatorSpec:
         types = [port.element.dtype for port in self.outputs]
         dtypes = [inputs[0].dtype if name is None else getattr(torch, name) for name in types]
         name, version = f"{DOMAIN}::{self.name}", self.version
-        attrs = {**attributes, "plugin_version": str(version), "plugin_namespace": ""}
+        attrs = {**attributes, **self.bookkeeping}
         if len(shapes) == 1:
             return torch.onnx.ops.symbolic(name, inputs, attrs, dtype=dtypes[0], shape=shapes[0], version=version)
         return tuple(

@@ -30,6 +30,7 @@ from dyndeploy.ops.base import (
     Rates,
     Role,
     Shape,
+    StandardLayer,
     Work,
     no_counts,
     per_image,
@@ -258,6 +259,23 @@ def from_layers(
     return SPECS[0], constants, attributes
 
 
+def _standard(weights: Mapping[str, Array], attributes: Attributes) -> list[StandardLayer]:
+    # Padding stands for 0, as that of a convolution of floats does; the image is not rounded.
+    multiplier = weights["m"].astype(np.float64)
+    weight = weights["w"] * (multiplier / float(attributes["scale"])).reshape(-1, 1, 1, 1)
+    constants = {"w": weight.astype(np.float32), "b": (weights["b"] * multiplier).astype(np.float32)}
+    around = {name: list(attributes[name]) for name in ("strides", "pads")}
+    layers = [
+        StandardLayer("Conv", constants, {**around, "kernel_shape": list(weight.shape[2:])}),
+        StandardLayer("Relu", {}, {}),
+    ]
+    window = list(attributes["pool_shape"])
+    if window != [1, 1] or list(attributes["pool_strides"]) != [1, 1]:
+        pool = {"strides": list(attributes["pool_strides"]), "pads": list(attributes["pool_pads"])}
+        layers.append(StandardLayer("MaxPool", {}, {"kernel_shape": window, **pool}))
+    return [*layers, StandardLayer("Transpose", {}, {"perm": [0, 2, 3, 1]})]
+
+
 _DEFAULTS = {"dilations": [1, 1], "group": 1, "auto_pad": b"NOTSET", "ceil_mode": 0, "storage_order": 0}
 """Attributes of standard layers with which this operator computes them."""
 
@@ -293,5 +311,6 @@ SPECS = (
         work=_work,
         sizes=_sizes,
         kernels={"cpu": KernelSpec(precisions=("int8",))},
+        standard=_standard,
     ),
 )

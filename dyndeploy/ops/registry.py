@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from dyndeploy.errors import UsageError
 from dyndeploy.ops import (
+    byte_conversions,
     channel_bottleneck,
     channel_masker,
     channel_se_bottleneck,
@@ -65,6 +66,7 @@ _MODULES = (
     quantized_channel_se_bottleneck,
     quantized_spatial_channel_se_bottleneck,
     quantized_image_convolution,
+    byte_conversions,
     pyramid_roi_align,
     multiscale_deformable_attention,
 )

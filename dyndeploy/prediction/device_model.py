@@ -23,7 +23,15 @@ import numpy.typing as npt
 from dyndeploy.errors import UsageError
 from dyndeploy.ops.base import Launch
 from dyndeploy.prediction.densities import ExpectedBusiestTile
-from dyndeploy.prediction.kernels import ELEMENT_BYTES, MODELLED, REORDER, UNKNOWN, Kernel, fused_by
+from dyndeploy.prediction.kernels import (
+    ELEMENT_BYTES,
+    MODELLED,
+    REORDER,
+    UNKNOWN,
+    Kernel,
+    floats_beside_integers,
+    fused_by,
+)
 from dyndeploy.prediction.own_kernels import WINOGRAD, own_kernels, winograd_launches
 from dyndeploy.targets.devices import Device, Hardware
 
@@ -126,7 +134,7 @@ _SPREAD_KIND = {
 }
 
 
-_LAYERS = ("", "conv1", "conv2", "conv3", "linear", "attention", "sampling", "regions", WINOGRAD)
+_LAYERS = ("", "conv1", "conv2", "conv3", "projection", "linear", "attention", "sampling", "regions", WINOGRAD)
 _TRIED = ("tried_all", "tried_half", "tried_quarter")
 _NARROW_GROUP = 31
 """Channels of a group up to which another kernel runs the 3x3, of which the table has no figures."""
@@ -255,7 +263,14 @@ class AnalyticalModel:
         self._own = own_kernels(hardware.compute_capability, precision, end=end)
         # A network in INT8 keeps some kernels in floats.
         self._floats = (
-            AnalyticalModel(device, "fp32", runtime, groups_in_turn=groups_in_turn, end=end, graph=graph)
+            AnalyticalModel(
+                device,
+                floats_beside_integers(self.runtime),
+                runtime,
+                groups_in_turn=groups_in_turn,
+                end=end,
+                graph=graph,
+            )
             if precision == "int8"
             else None
         )
@@ -292,7 +307,7 @@ class AnalyticalModel:
         """See :class:`DeviceModel`."""
         if resident is None:
             resident = np.full(len(kernels), sum(kernel.weight_bytes for kernel in kernels), np.float64)
-        kept = [] if self._floats is None else [i for i, kernel in enumerate(kernels) if kernel.precision == "fp32"]
+        kept = [] if self._floats is None else [i for i, kernel in enumerate(kernels) if kernel.precision != "int8"]
         if self._floats is None or not kept:
             return self._price(kernels, resident)
         others = sorted(set(range(len(kernels))) - set(kept))

@@ -23,6 +23,7 @@ from dyndeploy.errors import InputError, UsageError, unknown_name
 from dyndeploy.graphs.memory import Footprint, require_memory
 from dyndeploy.graphs.passes.boxes import lacking
 from dyndeploy.graphs.reading import read_graph
+from dyndeploy.graphs.tensorrt_bytes import with_plugin_bytes
 from dyndeploy.ops.gates import GateKind
 from dyndeploy.prediction.architectures import static_graph, static_name
 from dyndeploy.prediction.calibrated import CalibratedModel, Installation, find_calibrations, load_calibration
@@ -169,7 +170,7 @@ _NO_FORM = "{} have no form in INT8 in this release: priced as if they had."
 
 def _integer_notes(graph: Graph) -> tuple[str, ...]:
     """What a reader of a prediction in INT8 should know of a network that was not quantised."""
-    if any(kernel.precision == "fp32" for kernel in graph.kernels):
+    if any(kernel.precision != "int8" for kernel in graph.kernels):
         return ()
     specs = {kernel.call.spec.name: kernel.call.spec for kernel in graph.kernels if kernel.call is not None}
     lacking = sorted(name for name, spec in specs.items() if spec.gates and spec.quantization is None)
@@ -298,7 +299,7 @@ class Estimator:
         """
         # Read once for all.
         if isinstance(network, Bundle) and all(_as_exported(configuration) for configuration in configurations):
-            network = bundle_nodes(network, self.batch, input_size)
+            network = bundle_nodes(network, self.batch, input_size, self.runtime)
         elif not isinstance(network, (str, Bundle, NodeGraph, StagedNodes, Graph, GraphWalker)):
             network = read_nodes(network, batch=self.batch, input_size=input_size)
         if isinstance(network, NodeGraph):
@@ -340,7 +341,7 @@ class Estimator:
         if isinstance(network, Bundle):
             if not _as_exported(configuration):
                 return self._rebuilt(network, configuration, input_size)
-            network = bundle_nodes(network, self.batch, input_size)
+            network = bundle_nodes(network, self.batch, input_size, self.runtime)
         elif not _as_exported(configuration):
             raise UsageError("Mode and granularity are those of the graph: give them with a network's name only.")
         if isinstance(network, StagedNodes):
@@ -498,7 +499,10 @@ class Estimator:
 
 
 def bundle_nodes(
-    bundle: Bundle, batch: int | None = None, input_size: tuple[int, int] | None = None
+    bundle: Bundle,
+    batch: int | None = None,
+    input_size: tuple[int, int] | None = None,
+    runtime: str = "onnxruntime",
 ) -> NodeGraph | StagedNodes:
     """What pricing needs of a bundle.
 
@@ -506,6 +510,7 @@ def bundle_nodes(
         bundle: Of any network.
         batch: Images per run; None takes the bundle's.
         input_size: (height, width); None takes the bundle's.
+        runtime: What runs it: of a graph in INT8, TensorRT is given a form of its own.
 
     Raises:
         BundleError: A graph cannot be read.
@@ -515,7 +520,7 @@ def bundle_nodes(
     notes = tuple(note for note in manifest.notes if SAVES_NOTHING in note)
 
     def nodes(model: onnx.ModelProto, size: tuple[int, int] | None) -> NodeGraph:
-        found = read_nodes(model, batch=batch, input_size=size, name=name)
+        found = read_nodes(_as_run(model, runtime), batch=batch, input_size=size, name=name)
         return replace(found, notes=(*notes, *found.notes))
 
     if manifest.exits is None:
@@ -529,6 +534,10 @@ def bundle_nodes(
     return StagedNodes(name, stages, None if known is None else known.exit_shares)
 
 
+def _as_run(model: onnx.ModelProto, runtime: str) -> onnx.ModelProto:
+    return with_plugin_bytes(model) if runtime == "tensorrt" else model
+
+
 def bundle_record(bundle: Bundle) -> dict[str, Any]:
     """What a profile keeps of a bundle's graphs, as plain JSON types: ``dynamic`` and, of a twin, ``static``.
 
@@ -536,10 +545,11 @@ def bundle_record(bundle: Bundle) -> dict[str, Any]:
         BundleError: A graph cannot be read.
     """
     batch = 1 if bundle.manifest.exits is not None and bundle.manifest.exits.dynamic_batch else None
-    nodes, name = bundle_nodes(bundle, batch), bundle.manifest.network.name
+    runtime, name = load_target(bundle.manifest.target).runtime, bundle.manifest.network.name
+    nodes = bundle_nodes(bundle, batch, runtime=runtime)
     record: dict[str, Any] = {"dynamic": nodes.to_json()}
     if bundle.static is not None:
-        record["static"] = read_nodes(bundle.load_static(), batch=batch, name=name).to_json()
+        record["static"] = read_nodes(_as_run(bundle.load_static(), runtime), batch=batch, name=name).to_json()
     return record
 
 

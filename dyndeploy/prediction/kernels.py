@@ -45,6 +45,11 @@ RatesOfBlocks: TypeAlias = float | Rates | Mapping[str, float | Rates]
 """One rate for all blocks, or one per block by name (blocks that are not named run densely)."""
 
 
+def floats_beside_integers(runtime: str) -> str:
+    """The precision of what a graph in INT8 keeps in floats: TensorRT computes it in half."""
+    return "fp16" if runtime == "tensorrt" else "fp32"
+
+
 @dataclass(frozen=True)
 class OperatorCall:
     """A dynamic operator in a graph, ready to be priced at any rates.
@@ -130,7 +135,11 @@ class Kernel:
         """What a dynamic operator launches on a GPU; None where that is not known, and for any other kernel."""
         if self.call is None:
             return None
-        kernels = self.call.spec.kernels.get("cuda") or self.call.spec.kernels.get("tensorrt")
+        spec = self.call.spec
+        if self.precision == "int8" and spec.quantization is not None:
+            # Nodes of a graph in INT8 are read as those in floats; other kernels run them.
+            spec = OPERATORS.get(spec.quantization.operator, spec)
+        kernels = spec.kernels.get("cuda") or spec.kernels.get("tensorrt") or self.call.spec.kernels.get("cuda")
         if kernels is None or kernels.launches is None:
             return None
         return kernels.launches(self.features, self.call.element)
@@ -738,8 +747,10 @@ class GraphWalker:
         )
 
     def _precision_of(self, node: Node) -> str:
-        """What a node computes in: a graph in INT8 keeps some nodes in FP32."""
-        return node.precision if self.precision == "int8" and node.precision is not None else self.precision
+        """What a node computes in: a graph in INT8 keeps some nodes in floats."""
+        if self.precision != "int8" or node.precision is None:
+            return self.precision
+        return floats_beside_integers(self.runtime)
 
     def _entry(self, group: _Group) -> Kernel | OperatorCall:
         """A kernel, or a dynamic operator that obeys decisions and still lacks their rates."""

@@ -448,7 +448,7 @@ class _Graph:
                 name=self._fresh(node, spec.name),
                 domain=DOMAIN,
                 **attributes,
-                **_bookkeeping(spec),
+                **spec.bookkeeping,
             )
         )
         self.bytes[target] = self._nodes[-1].output[0]
@@ -633,11 +633,7 @@ def _quantizable(node: onnx.NodeProto) -> OperatorSpec | None:
 def _attributes(node: onnx.NodeProto, spec: OperatorSpec) -> dict[str, Any]:
     """Attributes of the form in integers: those of the node, and the plugin bookkeeping."""
     own = operator_attributes(node)
-    return {attribute.name: own[attribute.name] for attribute in spec.attributes} | _bookkeeping(spec)
-
-
-def _bookkeeping(spec: OperatorSpec) -> dict[str, str]:
-    return {"plugin_version": str(spec.version), "plugin_namespace": ""}
+    return {attribute.name: own[attribute.name] for attribute in spec.attributes} | spec.bookkeeping
 
 
 def _plain_attributes(node: onnx.NodeProto) -> dict[str, Any]:

@@ -398,11 +398,12 @@ def _plugin_model(source: str | bytes) -> tuple[bytes, NativeLibrary | None]:
 
     from dyndeploy.graphs.inspect import all_nodes
     from dyndeploy.graphs.tensorrt import PrecisionPlan, required_creators, tensorrt_model
+    from dyndeploy.graphs.tensorrt_bytes import with_plugin_bytes
     from dyndeploy.ops import DOMAIN
     from dyndeploy.runtimes.tensorrt_engine import plugin_library
 
     original = onnx.load(source) if isinstance(source, str) else onnx.ModelProto.FromString(source)
-    copy = tensorrt_model(original, PrecisionPlan("fp32", typed=False))
+    copy = tensorrt_model(with_plugin_bytes(original), PrecisionPlan("fp32", typed=False))
     library = plugin_library() if required_creators(copy) else None
     for node in all_nodes(copy.graph):
         if node.domain == DOMAIN:

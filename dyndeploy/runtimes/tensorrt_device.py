@@ -107,9 +107,12 @@ def build(trt: Any, logger: Any, model: bytes, plan: Plan, timing_cache: bytes) 
     # TF32 is on by default and would cost FP32 engines three digits unasked.
     (config.set_flag if plan["tf32"] else config.clear_flag)(trt.BuilderFlag.TF32)
     _set_capabilities(trt, config, text, plan.get("capabilities", []))
-    if plan["precision"] == "fp16" and not plan["typed"]:
+    if plan["precision"] in ("fp16", "int8") and not plan["typed"]:
         config.set_flag(trt.BuilderFlag.FP16)
         _keep_float(trt, network, config, set(plan["float_layers"]))
+    if plan.get("integers") and not plan["typed"]:
+        # The graph says which layers and with what scales: no calibrator is asked.
+        config.set_flag(trt.BuilderFlag.INT8)
     config.set_timing_cache(config.create_timing_cache(timing_cache), False)
     engine = builder.build_serialized_network(network, config)
     if engine is None:

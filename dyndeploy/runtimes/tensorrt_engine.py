@@ -27,6 +27,7 @@ from dyndeploy.errors import BundleError, DyndeployError, InputError, OutputErro
 from dyndeploy.graphs.passes import with_all_bodies
 from dyndeploy.graphs.tensorrt import missing_creators, required_creators
 from dyndeploy.ops import OPERATORS
+from dyndeploy.precisions import precision_of
 from dyndeploy.runtimes import tensorrt_device, tensorrt_inspector
 from dyndeploy.runtimes.base import TENSORRT
 from dyndeploy.runtimes.host_program import HostProgram, ProgramError
@@ -88,11 +89,21 @@ class EngineSettings:
     runtime: str = TENSORRT
 
     def of(self, bundle: Bundle) -> EngineSettings:
-        """The settings with what a bundle says where they leave it open: precision, folder and rates."""
+        """The settings with what a bundle says where they leave it open: precision, folder and rates.
+
+        Raises:
+            UsageError: INT8 of a bundle that was exported in something else.
+        """
         manifest = bundle.manifest
+        asked = self.precision or manifest.precision
+        if precision_of(asked).in_graph and manifest.precision != asked:
+            raise UsageError(
+                f"The bundle {bundle.path} was exported in {manifest.precision}: an INT8 engine needs a bundle of "
+                "'export --precision int8' with a calibration table ('dyndeploy quantize'). Or build it in fp16."
+            )
         return replace(
             self,
-            precision=self.precision or manifest.precision,
+            precision=asked,
             cache=self.cache or engine_folder(bundle),
             rates=manifest.reference.rates if self.rates is None else self.rates,
         )

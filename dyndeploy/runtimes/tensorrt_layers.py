@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from dyndeploy.errors import DyndeployError
 from dyndeploy.graphs.inspect import all_nodes, shape_of
 from dyndeploy.graphs.shapes import static_shapes
+from dyndeploy.graphs.tensorrt_bytes import with_plugin_bytes, word_shape
 from dyndeploy.ops import DOMAIN, OPERATORS
 from dyndeploy.ops.base import OperatorSpec
 from dyndeploy.runtimes.tensorrt_inspector import NODE, is_packed, is_plugin, is_scratch, tensor_type, wrong_types
@@ -204,6 +205,7 @@ def wrong_layers(built: EngineLayers, source: onnx.ModelProto, *, half: bool) ->
         and outputs of the engine that are not the graph's.
     """
     problems = []
+    source = with_plugin_bytes(source)
     by_node = {name: layer for layer in built.plugins() for name in layer.nodes}
     shapes = static_shapes(source)
     for node in all_nodes(source.graph):
@@ -214,10 +216,11 @@ def wrong_layers(built: EngineLayers, source: onnx.ModelProto, *, half: bool) ->
             continue
         layer = by_node[node.name]
         problems += _wrong_plugin(OPERATORS[node.op_type], node.name, layer, half)
+        written = zip(OPERATORS[node.op_type].outputs, node.output, layer.outputs, strict=False)
         problems += [
-            f"{node.name} writes {tensor.shape}, and the graph says {shapes[name]}"
-            for name, tensor in zip(node.output, layer.outputs, strict=False)
-            if -1 not in shapes.get(name, (-1,)) and shapes[name] != tensor.shape
+            f"{node.name} writes {tensor.shape}, and the graph says {word_shape(port.element, shapes[name])}"
+            for port, name, tensor in written
+            if -1 not in shapes.get(name, (-1,)) and word_shape(port.element, shapes[name]) != tensor.shape
         ]
     return problems + _wrong_outputs(built, source)
 

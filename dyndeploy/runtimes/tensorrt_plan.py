@@ -17,6 +17,7 @@ from dyndeploy.fields import Document, Field
 from dyndeploy.graphs.inspect import all_graphs, all_nodes, operator_attributes
 from dyndeploy.graphs.shapes import static_shapes
 from dyndeploy.graphs.tensorrt import PrecisionPlan, float_nodes, precision_plan, required_creators, tensorrt_model
+from dyndeploy.graphs.tensorrt_bytes import keeps_integers, with_plugin_bytes, word_shape
 from dyndeploy.ops import DOMAIN, OPERATORS, Role
 from dyndeploy.ops.base import OperatorSpec
 from dyndeploy.runtimes import tensorrt_inspector
@@ -72,8 +73,9 @@ class BuildPlan:
 
     Attributes:
         tensorrt: Version of the TensorRT that the plan is for, as that writes it.
-        precision: ``"fp32"`` or ``"fp16"``.
+        precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
         typed: Whether the graph carries the types (strongly typed networks) instead of builder flags.
+        integers: Whether TensorRT makes layers in integers of its own (:class:`PrecisionPlan`).
         float_layers: Names of the layers that builder flags pin to float: maskers and the head; empty where the graph
             carries the types.
         workspace_mib: Scratch memory that a layer may use, in MiB.
@@ -91,6 +93,7 @@ class BuildPlan:
     tensorrt: str
     precision: str
     typed: bool
+    integers: bool = False
     float_layers: tuple[str, ...] = ()
     workspace_mib: int = BuildOptions.workspace_mib
     tf32: bool = BuildOptions.tf32
@@ -105,7 +108,7 @@ class BuildPlan:
     @property
     def precision_plan(self) -> PrecisionPlan:
         """Which numbers flow where."""
-        return PrecisionPlan(self.precision, self.typed)
+        return PrecisionPlan(self.precision, self.typed, self.integers)
 
     def with_library(self, sha256: str | None) -> BuildPlan:
         """The plan with a plugin library; without plugins it needs none, and stays as it is."""
@@ -114,6 +117,8 @@ class BuildPlan:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
         value = asdict(self)
+        if not self.integers:  # So plans without have the keys of engines that they always had.
+            del value["integers"]
         return {
             **value,
             "float_layers": list(self.float_layers),
@@ -135,8 +140,9 @@ class BuildPlan:
         root = _DOCUMENT.root(value)
         return cls(
             tensorrt=root["tensorrt"].text(),
-            precision=root["precision"].one_of("fp32", "fp16"),
+            precision=root["precision"].one_of("fp32", "fp16", "int8"),
             typed=root["typed"].boolean(),
+            integers=root.get("integers").optional(Field.boolean) or False,
             float_layers=root["float_layers"].sequence(Field.text),
             workspace_mib=root["workspace_mib"].count(),
             tf32=root["tf32"].boolean(),
@@ -205,7 +211,13 @@ def _plugin_nodes(source: onnx.ModelProto, copy: onnx.ModelProto) -> tuple[Plugi
             name for port, name in zip(spec.inputs, node.input, strict=False) if port.role is not Role.WEIGHT
         ]
         constants = inputs[node.name][len(given_by_graph) :]
-        known = [shapes.get(name, ()) for name in (*given_by_graph, *constants)]
+        known = [
+            *(
+                word_shape(port.element, shapes.get(name, ()))
+                for port, name in zip(spec.inputs, given_by_graph, strict=False)
+            ),
+            *(shapes.get(name, ()) for name in constants),
+        ]
         sizes = tuple(tuple(int(size) for size in shape) for shape in known) if all(known) else ()
         found.append(PluginNode(node.name, node.op_type, tuple(values), sizes))
     return tuple(found)
@@ -242,7 +254,7 @@ def plan_build(
 
     Args:
         source: ``model.onnx`` or ``static.onnx`` of a bundle, perhaps with forced masks or labels.
-        precision: ``"fp32"`` or ``"fp16"``.
+        precision: ``"fp32"``, ``"fp16"``, or ``"int8"`` for a graph that is written in it.
         tensorrt: Version of the TensorRT that will build, as that writes it; ``"RTX 1.7.1.116"`` for TensorRT-RTX.
         strongly_typed: Ask for types in the graph or for builder flags; None takes flags where they exist.
         options: Workspace, TF32, CUDA graphs and tuning; None takes the defaults.
@@ -258,13 +270,15 @@ def plan_build(
         BundleError: A weight of a dynamic operator is no constant of the graph.
     """
     options = options or BuildOptions()
-    types = precision_plan(precision, interface_version(tensorrt), strongly_typed=strongly_typed)
+    source, integers = with_plugin_bytes(source), keeps_integers(source)
+    types = precision_plan(precision, interface_version(tensorrt), strongly_typed=strongly_typed, integers=integers)
     copy = tensorrt_model(source, types, rates or {}, tuning=options.tuning)
     nodes = _plugin_nodes(source, copy)
     plan = BuildPlan(
         tensorrt=tensorrt,
         precision=types.precision,
         typed=types.typed,
+        integers=types.integers,
         float_layers=_float_layers(source) if types.half and not types.typed else (),
         workspace_mib=options.workspace_mib,
         tf32=options.tf32,

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from dyndeploy.graphs.tensorrt import HALF_ONLY, LARGEST_BATCH, TIMED_MASKS, TIMING_RATES, TUNING
-from dyndeploy.ops.base import Element, OperatorSpec, Port
+from dyndeploy.ops.base import WORD_BYTES, Element, OperatorSpec, Port
 from dyndeploy.runtimes.tensorrt_plan import FAMILY
 
 FORMAT_FIELD, FORMAT = "dyndeploy_format", 3
@@ -61,7 +61,7 @@ def bind_sizes(
     _require_count(spec, len(shapes))
     sizes: dict[str, int] = {name: int(values[0]) for name, values in attributes.items() if len(values) == 1}
     axes = [
-        (port, axis, symbol, int(size))
+        (port, axis, symbol, int(size) * _unit(port, axis))
         for port, shape in zip(ports, shapes, strict=True)
         for axis, (symbol, size) in enumerate(zip(_ranked(spec, port, shape), shape, strict=True))
     ]
@@ -74,6 +74,11 @@ def bind_sizes(
             told = " or ".join(map(str, expected))
             raise StandInError(f"{spec.name}: dimension {axis} of {port.name} is {size}, expected {told} ({symbol})")
     return sizes
+
+
+def _unit(port: Port, axis: int) -> int:
+    """Elements in one along an axis of a plugin's tensor: bytes stand in words."""
+    return WORD_BYTES if port.element.in_words and axis == len(port.shape) - 1 else 1
 
 
 def _ranked(spec: OperatorSpec, port: Port, shape: Sequence[int]) -> tuple[str, ...]:
@@ -185,10 +190,18 @@ def plugin_class(trt: Any, problems: list[str]) -> Any:
             return [self._type(port, types[0]) for port in self.spec.outputs]
 
         def _type(self, port: Port, x: Any) -> Any:
-            return x if port.element is Element.DATA else getattr(trt, port.element.plugin_dtype or "")
+            if port.element is not Element.DATA:
+                return getattr(trt, port.element.plugin_dtype or "")
+            return x if self._has_data() else self._types_of_data()[0]
+
+        def _has_data(self) -> bool:
+            return self.ports[0].element is Element.DATA
+
+        def _types_of_data(self) -> tuple[Any, ...]:
+            return (half,) if self.attributes[HALF_ONLY] == [1] else (number, half)
 
         def _types_of_x(self) -> tuple[Any, ...]:
-            return (half,) if self.attributes[HALF_ONLY] == [1] else (number, half)
+            return self._types_of_data() if self._has_data() else (self._type(self.ports[0], None),)
 
         def _require_types(self, types: Sequence[Any]) -> None:
             # In a strongly typed network, the only kind that TensorRT 11 builds, these types are final.
@@ -203,7 +216,7 @@ def plugin_class(trt: Any, problems: list[str]) -> Any:
             with _told(problems):
                 _require_count(self.spec, len(inputs))
                 known = {
-                    symbol: shape[axis]
+                    symbol: self._counted(port, axis, shape[axis], builder)
                     for port, shape in zip(self.ports, inputs, strict=True)
                     for axis, symbol in enumerate(_ranked(self.spec, port, list(range(len(shape)))))
                 }
@@ -211,9 +224,21 @@ def plugin_class(trt: Any, problems: list[str]) -> Any:
             for port in self.spec.outputs:
                 result = trt.DimsExprs(len(port.shape))
                 for axis, symbol in enumerate(port.shape):
-                    result[axis] = self._size(symbol, known, builder)
+                    size = self._size(symbol, known, builder)
+                    if _unit(port, axis) > 1:
+                        words = builder.constant(_unit(port, axis))
+                        size = builder.operation(trt.DimensionOperation.CEIL_DIV, size, words)
+                    result[axis] = size
                 results.append(result)
             return results
+
+        @staticmethod
+        def _counted(port: Port, axis: int, size: Any, builder: Any) -> Any:
+            """A size in elements."""
+            unit = _unit(port, axis)
+            if unit == 1:
+                return size
+            return builder.operation(trt.DimensionOperation.PROD, size, builder.constant(unit))
 
         def _size(self, symbol: str, known: Mapping[str, Any], builder: Any) -> Any:
             if symbol.isdigit():
@@ -232,6 +257,8 @@ def plugin_class(trt: Any, problems: list[str]) -> Any:
             if position == 0:
                 return tensor.type in self._types_of_x()
             port = (*self.ports, *self.spec.outputs)[position]
+            if port.element is Element.DATA and not self._has_data():
+                return tensor.type in self._types_of_data()
             return bool(tensor.type == self._type(port, tensors[0].desc.type))
 
         def configure_plugin(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:

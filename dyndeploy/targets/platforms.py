@@ -117,8 +117,13 @@ class Target:
         """One row per dynamic operator: how it runs on this target."""
         rows = []
         for spec in OPERATORS.values():
-            fused = self.operator_kernels in spec.kernels
-            if self.runtime == "tensorrt" and fused:
+            kernel = spec.kernels.get(self.operator_kernels)
+            fused = kernel is not None
+            names = () if kernel is None else kernel.precisions
+            rules = [self.precisions[name] for name in names if name in self.precisions]
+            if rules and not any(rule.supported for rule in rules):
+                how, note = "none", f"cannot run there: {rules[0].reason}"
+            elif self.runtime == "tensorrt" and fused:
                 how = "plugin"
                 note = (
                     f"TensorRT {self.runtime_version} plugin with a fused kernel, built on the device; "

@@ -113,7 +113,7 @@ def test_impossible_engines(
         (["--trtexec", "7.1", "-o", str(tmp_path / "o")], "no TensorRT version"),
         (
             ["--trtexec", "8.5", "--precision", "int8", "-o", str(tmp_path / "o")],
-            "integer kernels for GPUs have no plugin yet",
+            "was exported in fp32: an INT8 engine needs a bundle of 'export --precision int8'",
         ),
         (["--trtexec", "8.5", "--strongly-typed", "-o", str(tmp_path / "o")], "cannot build strongly typed"),
     ):

@@ -16,8 +16,11 @@ from dyndeploy import Bundle, ExportSettings, early_exits, export_model, verify_
 from dyndeploy.bundle import Manifest
 from dyndeploy.cli import run
 from dyndeploy.errors import BundleError, InputError, UsageError
+from dyndeploy.files import read_json
 from dyndeploy.inference import run_inputs
 from dyndeploy.quantization import CalibrationTable, calibrate, runtime_integers
+from dyndeploy.runtimes.tensorrt_bundle import ENGINE_PLANS
+from dyndeploy.runtimes.tensorrt_plan import BuildPlan, plan_build
 from tests.export.conftest import lively_network
 from tests.quantized import exported
 
@@ -90,6 +93,30 @@ def test_stages_without_dynamic_blocks_compute_their_convolutions_in_integers(tm
     assert any(check.name == "integers: standard layers" for check in report.checks)
 
 
+def test_a_bundle_for_a_gpu_that_multiplies_bytes(pair: Pair, tmp_path: Path) -> None:
+    """The graph stays one for any machine; beside it stands what TensorRT builds from."""
+    settings = ExportSettings(target="agx_orin", precision="int8", calibration=pair[2], static=True)
+    bundle = export_model(lively_network("spatial"), tmp_path / "b", settings)
+    info = bundle.manifest.quantization
+    assert info is not None and "to the bit on every CPU" in info.exact and "GPUs by the TensorRT plugins" in info.exact
+    assert any("our operators compute on the same bytes" in note for note in bundle.manifest.notes)
+    plans = read_json(bundle.path / ENGINE_PLANS)["graphs"]["model.onnx"]
+    plan = BuildPlan.from_json(plans["plan"])
+    assert (plan.precision, plan.typed, plan.integers) == ("int8", False, False)
+    assert plan.precision_plan.half and "integers" not in plans["plan"]
+    assert {"QuantizeBytes", "DequantizeBytes", "QuantizedSpatialMasker"} <= {name for name, _ in plan.plugins}
+    words = {node.operator: node.shapes[0] for node in plan.plugin_nodes}
+    assert words["QuantizedSpatialBottleneck"] == (1, 32, 32, 96 // 4)
+    types = plan.plugin_types["QuantizedSpatialBottleneck"]
+    assert types["writes"] == ["int32"] and types["reads"][:2] == ["int32", "float32"]
+    assert plan.plugin_types["DequantizeBytes"] == {"reads": ["int32"], "writes": ["float16"]}
+    # The twin has no operator of ours: its integers are TensorRT's own.
+    twin, _ = plan_build(bundle.load_static(), "int8", "10.3.0")
+    assert twin.integers and not twin.plugins and BuildPlan.from_json(twin.to_json()) == twin
+    report = verify_bundle(bundle, native="off")
+    assert report.passed, [check for check in report.checks if not check.passed]
+
+
 def test_what_does_not_fit_is_refused(pair: Pair, tmp_path: Path) -> None:
     table = pair[2]
     with pytest.raises(UsageError, match=r"needs a calibration table.*dyndeploy quantize"):
@@ -98,10 +125,6 @@ def test_what_does_not_fit_is_refused(pair: Pair, tmp_path: Path) -> None:
         ExportSettings(calibration=table)
     with pytest.raises(UsageError, match="no INT8 instructions"):
         ExportSettings(target="tx2", precision="int8", calibration=table)
-    with pytest.raises(
-        UsageError, match="integer kernels for GPUs have no TensorRT plugin yet; export with --precision fp16"
-    ):
-        ExportSettings(target="agx_orin", precision="int8", calibration=table)
     with pytest.raises(UsageError, match="mode spatial, not layer"):
         export_model(lively_network("layer"), tmp_path / "b", ExportSettings(precision="int8", calibration=table))
     with pytest.raises(UsageError, match="other weights"):

@@ -34,7 +34,7 @@ from dyndeploy.ops._bottleneck import border_bias, skipped_output
 from dyndeploy.runtimes import OnnxRuntimeSession
 from dyndeploy.targets import load_target
 from tests.bundles import MODES, SIZE, tiny_models
-from tests.ops.cases import Case, any_case, build
+from tests.ops.cases import QUANTIZED, Case, any_case, build
 from tests.runtimes.tensorrt_reference import check_types, evaluate
 from tests.staged_bundles import stage_models
 
@@ -44,7 +44,7 @@ PLUGINS = {name: spec for name, spec in OPERATORS.items() if "tensorrt" in spec.
 FP32 = PrecisionPlan("fp32", typed=False)
 FLAGS = PrecisionPlan("fp16", typed=False)
 TYPED = PrecisionPlan("fp16", typed=True)
-BOTTLENECKS = [name for name in PLUGINS if "Bottleneck" in name]
+BOTTLENECKS = [name for name in PLUGINS if "Bottleneck" in name and not name.startswith(QUANTIZED)]
 PLUGIN: dict[str, Any] = {"domain": DOMAIN, "plugin_version": "1", "plugin_namespace": ""}
 
 
@@ -265,6 +265,8 @@ def test_missing_creators() -> None:
         ("fp16", (10, 3, 0), True, TYPED),
         ("fp16", (11, 1, 0), None, TYPED),
         ("fp32", (11, 1, 0), None, PrecisionPlan("fp32", True)),
+        ("int8", (8, 5, 2), None, PrecisionPlan("int8", False)),
+        ("int8", (11, 1, 0), None, PrecisionPlan("int8", True)),
     ],
 )
 def test_plans(precision: str, version: tuple[int, ...], typed: bool | None, expected: PrecisionPlan) -> None:
@@ -274,7 +276,6 @@ def test_plans(precision: str, version: tuple[int, ...], typed: bool | None, exp
 @pytest.mark.parametrize(
     ("precision", "version", "typed", "message"),
     [
-        ("int8", (10, 3), None, "integer kernels for GPUs have no plugin yet"),
         ("bf16", (10, 3), None, "no plan for precision 'bf16'"),
         ("fp16", (8, 6), True, r"8\.6 cannot build strongly typed"),
         ("fp16", (11, 1), False, r"11\.1 has no precision flags"),

@@ -13,6 +13,8 @@ from dyndeploy.ops import OPERATORS, Element, OperatorSpec, Role
 
 QUANTIZED = "Quantized"
 """How the names of operators in integers begin."""
+CONVERSIONS = ("QuantizeBytes", "DequantizeBytes")
+"""Where bytes begin and end."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -90,6 +92,9 @@ def build(
         return torch.randn(*shape, generator=generator)
 
     x = normal(batch, *size, channels).relu()
+    if name in CONVERSIONS:
+        bytes_read = spec.inputs[0].element is Element.UINT8
+        return Case(spec, ((x * 100).round().clamp(0, 255).to(torch.uint8) if bytes_read else x,), {"scale": 0.0125})
     if name == "SpatialMasker":
         attributes: dict[str, Any] = {
             "mask_height": min(mask_size[0], size[0]),

@@ -16,7 +16,7 @@ from dyndeploy.errors import UsageError
 from dyndeploy.ops import OPERATORS, Attribute, Element, KernelSpec, OperatorSpec, Port, Role, native_tables
 from dyndeploy.ops.native_tables import COMMAND, HEADER, operator_tables
 from dyndeploy.ops.registry import SPECS
-from tests.ops.cases import build
+from tests.ops.cases import QUANTIZED, build
 
 CHECKED_IN = Path(__file__).parents[2] / "plugins" / HEADER
 PACKED = [spec.name for spec in SPECS if "tensorrt" in spec.kernels and spec.kernels["tensorrt"].pack]
@@ -87,12 +87,13 @@ def test_declared_constants_are_what_packing_returns(name: str, hidden: int, gro
         for port, s in zip(case.spec.inputs, case.shapes, strict=True)
         for symbol, n in zip(port.shape, s, strict=True)
     }
-    sizes |= {"group": group, "9|25*M/group": places * hidden // group, "16": 16}
+    sizes |= {"group": group, "9|25*M/group": places * hidden // group, "16": 16, "9": 9}
     assert [port.name for port in kernel.constants] == list(packed)
     for port in kernel.constants:
         assert packed[port.name].shape == tuple(sizes[symbol] for symbol in port.shape), port.name
-        assert packed[port.name].dtype == np.float32
-    assert kernel.half == {name for name, value in weights.items() if value.ndim > 1 and not name.startswith("b")}
+        assert packed[port.name].dtype == np.dtype(port.element.dtype or np.float32)
+    data = {name for name, value in weights.items() if value.ndim > 1 and not name.startswith("b")}
+    assert kernel.half == (set() if name.startswith(QUANTIZED) else data)
 
 
 @pytest.mark.parametrize("name", OPERATORS)

@@ -13,7 +13,7 @@ from onnx import helper
 
 from dyndeploy.errors import UsageError
 from dyndeploy.ops import DOMAIN, OPERATORS, Role, Work, operator
-from tests.ops.cases import QUANTIZED, Case, any_case, build
+from tests.ops.cases import CONVERSIONS, QUANTIZED, Case, any_case, build
 
 OPSETS = (13, 18)
 
@@ -160,7 +160,9 @@ def test_every_face_is_there(name: str) -> None:
         set()
         if spec.overflows or has_sigmoid(build(name))
         else {"cpu"}
-        if name.startswith(QUANTIZED)
+        if name.startswith(f"{QUANTIZED}Image")
+        else {"cuda", "tensorrt"}
+        if name in CONVERSIONS
         else {"cpu", "cuda", "tensorrt"}
     )
     assert set(spec.kernels) == families
@@ -342,7 +344,9 @@ def test_channel_work_by_hand() -> None:
     assert found.macs.tolist() == [64 * (8 * 2 + 9 * 2 * 2 + 2 * 8)]
 
 
-@pytest.mark.parametrize("name", [name for name in OPERATORS if not name.startswith(QUANTIZED)])
+@pytest.mark.parametrize(
+    "name", [name for name in OPERATORS if not name.startswith(QUANTIZED) and name not in CONVERSIONS]
+)
 def test_reference_in_double_and_half(name: str) -> None:
     case = build(name)
     double = Case(case.spec, tuple(tensor.double() for tensor in case.inputs), case.attributes).reference()

@@ -47,8 +47,8 @@ void build(char** values) {
   std::printf("%s\n%s\n%s\n", info.version, info.gpu, info.no_gpu);
   std::vector<const char*> layers;
   for (const std::string& layer : plan.float_layers) layers.push_back(layer.c_str());
-  const dyndeploy_trt_plan given{plan.half,     plan.typed,    plan.tf32, plan.workspace_mib,
-                                 layers.data(), layers.size(), nullptr,   0};
+  const dyndeploy_trt_plan given{plan.half,     plan.typed, plan.tf32, plan.workspace_mib, layers.data(),
+                                 layers.size(), nullptr,    0,         plan.integers};
   const std::string copy = read_file(bundle.path(plan.copy), 1u << 30);
   dyndeploy_trt_bytes engine{}, timings{};
   require(module.build(trt, copy.data(), copy.size(), &given, "", 0, say, nullptr, &engine, &timings, &error),

@@ -144,28 +144,43 @@ ENTRY void dyn_quantized_bottleneck_choice(const int* sizes, int capability, int
   }
 }
 
-// tensors: x, spatial mask, channel mask, w1, w2, w3, wd, b1, b2, b3, bd, m1, m2, m3, md, y.
-ENTRY int dyn_quantized_bottleneck(const int* sizes, void* const* t, void* workspace, void* stream) {
+// tensors: x, spatial mask, channel mask, w1, w2, w3, wd, b1, b2, b3, bd, m1, m2, m3, md, y. rates: of masks
+// that stand in for those, or null.
+ENTRY int dyn_quantized_bottleneck(const int* sizes, void* const* t, void* workspace, void* stream,
+                                   const int* rates) {
   const auto floats = [&](int i) { return static_cast<const float*>(t[i]); };
   const auto bytes = [&](int i) { return static_cast<const std::int8_t*>(t[i]); };
   const auto integers = [&](int i) { return static_cast<const std::int32_t*>(t[i]); };
-  const QuantizedBottleneckTensors tensors = {static_cast<const std::uint8_t*>(t[0]),
-                                              floats(1),
-                                              floats(2),
-                                              bytes(3),
-                                              bytes(4),
-                                              bytes(5),
-                                              bytes(6),
-                                              integers(7),
-                                              integers(8),
-                                              integers(9),
-                                              integers(10),
-                                              floats(11),
-                                              floats(12),
-                                              floats(13),
-                                              floats(14),
-                                              static_cast<std::uint8_t*>(t[15])};
+  QuantizedBottleneckTensors tensors = {static_cast<const std::uint8_t*>(t[0]),
+                                        floats(1),
+                                        floats(2),
+                                        bytes(3),
+                                        bytes(4),
+                                        bytes(5),
+                                        bytes(6),
+                                        integers(7),
+                                        integers(8),
+                                        integers(9),
+                                        integers(10),
+                                        floats(11),
+                                        floats(12),
+                                        floats(13),
+                                        floats(14),
+                                        static_cast<std::uint8_t*>(t[15])};
+  if (rates) {
+    const int error = stand_in_masks(shape_of(sizes), {rates[0], rates[1]}, &tensors, workspace, stream);
+    if (error) return error;
+  }
   return run_quantized_bottleneck(shape_of(sizes), tensors, workspace, stream, asked_tiles());
+}
+
+ENTRY int dyn_quantize(long long count, int type, const void* x, float scale, std::uint8_t* y, void* stream) {
+  return run_quantize(static_cast<std::size_t>(count), static_cast<Type>(type), x, scale, y, stream);
+}
+
+ENTRY int dyn_dequantize(long long count, int type, const std::uint8_t* x, float scale, void* y,
+                         void* stream) {
+  return run_dequantize(static_cast<std::size_t>(count), static_cast<Type>(type), x, scale, y, stream);
 }
 
 // sizes: batch, height, width, channels, groups, mask height and width.

@@ -24,7 +24,8 @@ from tests.plugins.cuda_host import host_library, load
 from tests.plugins.reference import Layer, bottleneck, channel_logits, random_weights, spatial_logits
 
 Arrays = dict[str, np.ndarray]
-FLOAT, HALF = 0, 1
+FLOAT, HALF, BYTE = 0, 1, 2
+NUMBERS = {FLOAT: np.float32, HALF: np.float16, BYTE: np.uint8}
 QUICK = settings(
     deadline=None,
     max_examples=30,
@@ -856,7 +857,7 @@ def run_spatial_masker(
 ) -> np.ndarray:
     backend.start()
     sizes = integers([*x.shape, len(weight), *size])
-    memory = [backend.put(v) for v in (x.astype(np.float16 if kind == HALF else np.float32), weight, bias)]
+    memory = [backend.put(v) for v in (x.astype(NUMBERS[kind]), weight, bias)]
     shape = (len(x), len(weight), *size)
     mask = backend.put(np.full(shape, np.nan, np.float32))
     addresses = [ctypes.c_void_p(backend.address(m)) for m in (*memory, mask)]
@@ -869,7 +870,7 @@ def run_channel_masker(
 ) -> np.ndarray:
     backend.start()
     sizes = integers([*x.shape, hidden, groups])
-    x = x.astype(np.float16 if kind == HALF else np.float32)
+    x = x.astype(NUMBERS[kind])
     workspace = backend.put(np.full(backend.library.dyn_channel_masker_workspace(sizes), 0xFF, np.uint8))
     mask = backend.put(np.full((len(x), groups), np.nan, np.float32))
     names = ("hidden_weight", "hidden_bias", "weight", "bias")
@@ -887,7 +888,14 @@ def assert_bits(mask: np.ndarray, logits: np.ndarray) -> None:
     assert set(np.unique(mask)) <= {0.0, 1.0}
 
 
-@pytest.mark.parametrize("kind", [FLOAT, HALF], ids=["float", "half"])
+def masked_map(rng: np.random.Generator, kind: int, *shape: int) -> np.ndarray:
+    """What a masker reads, as floats that are numbers of its type; bytes for weights of a scale of 1/64."""
+    if kind == BYTE:
+        return rng.integers(0, 256, shape).astype(np.float32)
+    return rng.standard_normal(shape).astype(np.float16).astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", [FLOAT, HALF, BYTE], ids=["float", "half", "byte"])
 @QUICK
 @given(data=st.data(), reverse=st.booleans())
 def test_spatial_masker(kernels: ctypes.CDLL, kind: int, data: st.DataObject, reverse: bool) -> None:
@@ -896,14 +904,14 @@ def test_spatial_masker(kernels: ctypes.CDLL, kind: int, data: st.DataObject, re
     channels = data.draw(st.integers(1, 90) | st.integers(1, 40).map(lambda n: 8 * n))
     groups = data.draw(st.integers(1, 3))
     size = data.draw(st.integers(1, height)), data.draw(st.integers(1, width))
-    x = rng.standard_normal((batch, height, width, channels)).astype(np.float16).astype(np.float32)
-    weight = rng.standard_normal((groups, channels)).astype(np.float32)
+    x = masked_map(rng, kind, batch, height, width, channels)
+    weight = rng.standard_normal((groups, channels)).astype(np.float32) / (64 if kind == BYTE else 1)
     bias = rng.standard_normal(groups).astype(np.float32)
     mask = run_spatial_masker(Host(kernels, Device(reverse=reverse)), kind, x, weight, bias, size)
     assert_bits(mask, spatial_logits(x, weight, bias, size))
 
 
-@pytest.mark.parametrize("kind", [FLOAT, HALF], ids=["float", "half"])
+@pytest.mark.parametrize("kind", [FLOAT, HALF, BYTE], ids=["float", "half", "byte"])
 @QUICK
 @given(data=st.data(), reverse=st.booleans())
 def test_channel_masker(kernels: ctypes.CDLL, kind: int, data: st.DataObject, reverse: bool) -> None:
@@ -912,13 +920,15 @@ def test_channel_masker(kernels: ctypes.CDLL, kind: int, data: st.DataObject, re
     # More channels than threads, and fewer, so that several threads share one.
     channels = data.draw(st.integers(1, 90) | st.integers(1, 40).map(lambda n: 8 * n) | st.just(2056))
     groups, hidden = data.draw(st.integers(1, 40)), data.draw(st.sampled_from([0, 1, 7, 40]))
-    x = rng.standard_normal((batch, height, width, channels)).astype(np.float16).astype(np.float32)
+    x = masked_map(rng, kind, batch, height, width, channels)
     weights = {}
     if hidden:
         weights["hidden_weight"] = rng.standard_normal((hidden, channels)).astype(np.float32)
         weights["hidden_bias"] = rng.standard_normal(hidden).astype(np.float32)
     weights["weight"] = rng.standard_normal((groups, hidden or channels)).astype(np.float32)
     weights["bias"] = rng.standard_normal(groups).astype(np.float32)
+    if kind == BYTE:
+        weights["hidden_weight" if hidden else "weight"] /= 64
     mask = run_channel_masker(Host(kernels, Device(reverse=reverse)), kind, x, weights, hidden, groups)
     assert_bits(mask, channel_logits(x, **weights))
 
@@ -1035,6 +1045,14 @@ def test_operators_know_the_scratch_memory(kernels: ctypes.CDLL, data: st.DataOb
     expected = kernels.dyn_bottleneck_workspace(integers(layer), kind)
     attributes = {"strides": [stride] * 2, "dilations": [1, 1], "group": groups}
     assert workspace(sizes, attributes, 2 if kind == HALF else 4) == expected
+
+    own = spec.quantization
+    if own is not None and "tensorrt" in OPERATORS[own.operator].kernels:
+        in_integers = OPERATORS[own.operator].kernels["tensorrt"].workspace
+        assert in_integers is not None
+        layer[-1] = 0  # of bytes no weights are transformed
+        expected = kernels.dyn_quantized_bottleneck_workspace(integers(layer))
+        assert in_integers({**sizes, "Co": sizes["C"]}, attributes, 4) == expected
 
     hidden = draw(70)
     masker = OPERATORS["ChannelMaskerHidden"].kernels["tensorrt"].workspace

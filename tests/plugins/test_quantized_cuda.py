@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dyndeploy.ops import OPERATORS, Role
+from dyndeploy.ops._bottleneck import pack_quantized_w2
 from dyndeploy.ops.gates import CHANNEL
 from tests.ops.cases import QUANTIZED, Case, any_case, build, in_integers
 from tests.plugins.test_kernels_cuda import GUARD, Device, Gpu, Host, asked, candidates_of, gpu, integers, kernels
@@ -52,14 +53,12 @@ def sizes_of(case: Case, values: dict[str, torch.Tensor]) -> Any:
     return integers([batch, height, width, inputs, *layer, *mask, 0 if channel is None else channel.shape[1], 0, 0, 0])
 
 
-def run(backend: Host | Gpu, case: Case, offset: int = 0) -> np.ndarray:
-    """The kernels' y; tensors begin ``offset`` bytes behind an aligned address."""
+def run(backend: Host | Gpu, case: Case, offset: int = 0, rates: tuple[int, int] | None = None) -> np.ndarray:
+    """The kernels' y; tensors begin ``offset`` bytes behind an aligned address. Rates are those of stand-in masks."""
     values = {port.name: value for port, value in zip(case.spec.inputs, case.inputs, strict=True)}
     sizes, library = sizes_of(case, values), backend.library
     assert library.dyn_check_quantized_bottleneck(sizes) is None
-    # Inputs of a tap stand together.
-    w2 = values["w2"]
-    values["w2"] = w2.reshape(*w2.shape[:2], 9).transpose(1, 2)
+    values["w2"] = torch.from_numpy(pack_quantized_w2(values["w2"].numpy()))
     memory = {name: backend.put(np.ascontiguousarray(value.numpy()), offset) for name, value in values.items()}
     shape = case.reference().shape
     y = backend.put(np.full(math.prod(shape) + GUARD, 0xAA, np.uint8), offset)
@@ -74,7 +73,8 @@ def run(backend: Host | Gpu, case: Case, offset: int = 0) -> np.ndarray:
     pointers = (ctypes.c_void_p * len(addresses))(*addresses)
     place = ctypes.c_void_p(backend.address(workspace))
     backend.start()
-    error = library.dyn_quantized_bottleneck(sizes, pointers, place, backend.stream)
+    given = None if rates is None else integers(list(rates))
+    error = library.dyn_quantized_bottleneck(sizes, pointers, place, backend.stream, given)
     assert error == 0
     found = backend.get(y)
     assert (found[-GUARD:] == 0xAA).all()
@@ -149,6 +149,16 @@ def test_misaligned_tensors_take_single_elements(name: str, kernels: ctypes.CDLL
     assert_agrees(Host(kernels, Device(87, 12)), whole(name, 9, batch=1), offset=4)
 
 
+@pytest.mark.parametrize("name", BOTTLENECKS)
+def test_masks_that_stand_in_are_active_at_their_rates(name: str, kernels: ctypes.CDLL) -> None:
+    """TensorRT times plugins on masks that hold nothing; with all bits standing in, the output is that of all set."""
+    every, none = whole(name, 4, rate=1.0), whole(name, 4, rate=0.0)
+    for device in (Device(75, 12), Device(87, 12)):
+        found = run(Host(kernels, device), none, rates=(1000, 1000))
+        np.testing.assert_array_equal(found, every.reference().numpy())
+        np.testing.assert_array_equal(run(Host(kernels, device), none, rates=(0, 0)), none.reference().numpy())
+
+
 def test_saturation_and_ties(kernels: ctypes.CDLL, device: Device) -> None:
     """Residuals beyond 16 bits, sums that floats round, and halves that go to the even neighbour."""
     case = whole("QuantizedSpatialBottleneckProjection", 3, stride=1, rate=0.8)
@@ -177,7 +187,7 @@ def test_boards_without_products_of_bytes_refuse(capability: int, kernels: ctype
     values = {port.name: value for port, value in zip(case.spec.inputs, case.inputs, strict=True)}
     Host(kernels, Device(capability, 1)).start()
     pointers = (ctypes.c_void_p * 16)()
-    assert kernels.dyn_quantized_bottleneck(sizes_of(case, values), pointers, None, None) == UNSUPPORTED
+    assert kernels.dyn_quantized_bottleneck(sizes_of(case, values), pointers, None, None, None) == UNSUPPORTED
     assert choice_of(kernels, case, Device(capability, 1)) == [0] * len(CHOICE)
 
 

@@ -11,6 +11,7 @@ import pytest
 from dyndeploy.errors import InputError
 from dyndeploy.files import read_json, write_json
 from dyndeploy.prediction import AnalyticalModel, Rates
+from dyndeploy.prediction.kernels import floats_beside_integers
 from dyndeploy.prediction.own_kernels import TABLE, OwnKernels, own_kernels
 from dyndeploy.targets.devices import device_names, load_device
 from tests.prediction.calls import bottleneck
@@ -148,3 +149,31 @@ def test_blocks_take_their_figures_from_the_table(name: str) -> None:
     times = [float(AnalyticalModel(device, "fp16", end=end).price([block])[0][0]) for end in (0.0, 0.5, 1.0)]
     assert times == sorted(times)
     assert times[2] < 2 * times[0]
+
+
+@pytest.mark.parametrize("kind", ["spatial", "layer", "channel", "spatial_channel"])
+@pytest.mark.parametrize("projection", [False, True])
+def test_blocks_in_integers_are_priced_by_their_own_launches(kind: str, projection: bool) -> None:
+    """A projection is a launch of its own kind, and channel skipping copies weights."""
+    halves, bytes_ = (
+        bottleneck(kind, projection=projection, rates=Rates(spatial=0.5, channel=0.5), precision=precision)
+        for precision in ("fp16", "int8")
+    )
+    assert halves.launches is not None and bytes_.launches is not None
+    names = [launch.layer for launch in bytes_.launches if launch.layer]
+    assert names == ["conv1", "conv2", *(["projection"] if projection else []), "conv3"]
+    assert len(bytes_.launches) == len(halves.launches) + ("channel" in kind)
+    assert not any(launch.patches for launch in bytes_.launches)
+    model = AnalyticalModel(load_device("agx_orin"), "int8")
+    ms = [float(model.price([kernel])[0][0]) for kernel in (bytes_,)]
+    known = own_kernels("8.7", "int8")
+    assert known is not None and all(known.serves(name) for name in names) and ms[0] > 0
+
+
+def test_what_an_engine_in_integers_keeps_in_floats_is_half() -> None:
+    assert floats_beside_integers("tensorrt") == "fp16" and floats_beside_integers("onnxruntime") == "fp32"
+    half = bottleneck(precision="fp16")
+    orin = load_device("agx_orin")
+    # The same kernel costs the same beside integers as in a network of halves.
+    prices = [AnalyticalModel(orin, precision).price([half])[0][0] for precision in ("int8", "fp16")]
+    assert prices[0] == pytest.approx(prices[1])

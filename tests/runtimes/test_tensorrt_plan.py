@@ -73,7 +73,8 @@ def test_labels_do_not_change_what_is_pinned(mode: str) -> None:
     ("change", "message"),
     [
         ({"workspace_mib": 0}, "workspace_mib must be a whole number"),
-        ({"precision": "int8"}, "one of fp32, fp16"),
+        ({"precision": "bf16"}, "one of fp32, fp16, int8"),
+        ({"integers": 1}, "integers must be true or false"),
         ({"typed": 1}, "typed must be true or false"),
         ({"plugins": [["a"]]}, r"plugins\[0\] must be a list of 2"),
         ({"float_layers": None}, "float_layers must be a list"),

@@ -10,6 +10,28 @@
 
 #include "operators.h"
 
+namespace {
+
+const char* word(const dyndeploy::tensorrt::Port& port) {
+  using dyndeploy::tensorrt::Element;
+  switch (port.element) {
+    case Element::kData:
+      return "data";
+    case Element::kFloat:
+      return "float";
+    case Element::kIndex:
+      return "index";
+    case Element::kUint8:
+      return "uint8";
+    case Element::kInt8:
+      return "int8";
+    default:
+      return "int32";
+  }
+}
+
+}  // namespace
+
 int main() {
   using namespace dyndeploy::tensorrt;
   std::map<std::string, const Operator*> operators;
@@ -23,13 +45,9 @@ int main() {
     }
     std::cout << " |";
     for (int i = 0; i < op.input_count; ++i) {
-      std::cout << " " << op.inputs[i].name << ":" << op.inputs[i].axes << ":"
-                << (op.inputs[i].element == Element::kData    ? "data"
-                    : op.inputs[i].element == Element::kIndex ? "index"
-                                                              : "float");
+      std::cout << " " << op.inputs[i].name << ":" << op.inputs[i].axes << ":" << word(op.inputs[i]);
     }
-    std::cout << " | " << op.output.name << ":" << op.output.axes << ":"
-              << (op.output.element == Element::kData ? "data" : "float") << "\n";
+    std::cout << " | " << op.output.name << ":" << op.output.axes << ":" << word(op.output) << "\n";
   }
   std::cout << std::endl;
   std::string line;

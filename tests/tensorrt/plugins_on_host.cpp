@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "platform.h"
 #include "plugin_v2.h"
 #include "plugin_v3.h"
 
@@ -105,6 +106,11 @@ extern "C" nvinfer1::ILogger* getLogger() noexcept { return &logger(); }
 // Interfaces that this library has.
 extern "C" __attribute__((visibility("default"))) int plugin_interfaces() {
   return DYNDEPLOY_TENSORRT_HAS_V3 ? 3 : 2;
+}
+
+// What the host plays from now on; 62 before.
+extern "C" __attribute__((visibility("default"))) void plugin_device(int capability, int processors) {
+  dyndeploy::cuda::host::device().traits = {capability, processors, dyndeploy::cuda::Size::kBest};
 }
 
 // attributes: values of all of them, those of real ones as the bits of a float.

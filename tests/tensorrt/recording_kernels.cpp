@@ -107,6 +107,74 @@ const char* misaligned_tensor(const BottleneckShape&, Type, const BottleneckTens
   return reinterpret_cast<std::uintptr_t>(tensors.x) % 16 == 0 ? nullptr : "x";
 }
 
+const char* check_quantized_bottleneck(const BottleneckShape& shape) {
+  return check_bottleneck(shape, Type::kFloat);
+}
+
+std::size_t quantized_bottleneck_workspace(const BottleneckShape& shape) {
+  const auto size = [](int value) { return static_cast<std::size_t>(value); };
+  return size(shape.batch) * size(shape.height) * size(shape.width) * size(shape.middle) +
+         size(shape.outputs);
+}
+
+int run_quantized_bottleneck(const BottleneckShape& shape, const QuantizedBottleneckTensors& tensors,
+                             void* workspace, void* stream, const Tiles& tiles) {
+  Recording& recording = *static_cast<Recording*>(stream);
+  recording.tiles = tiles;
+  ++recording.calls;
+  recording.workspace = workspace;
+  recording.bottleneck = shape;
+  recording.integers = tensors;
+  return recording.error;
+}
+
+int stand_in_masks(const BottleneckShape&, const TimingRates& rates, QuantizedBottleneckTensors* tensors,
+                   void* workspace, void* stream) {
+  static_cast<Recording*>(stream)->rates = rates;
+  if (rates.spatial) tensors->spatial_mask = static_cast<const float*>(workspace);
+  if (rates.channels) tensors->channel_mask = static_cast<const float*>(workspace);
+  return 0;
+}
+
+int quantized_bottleneck_candidates(const BottleneckShape& shape, int capability, int processors,
+                                    Tiles* candidates) {
+  return bottleneck_candidates(shape, Type::kHalf, capability, processors, candidates);
+}
+
+BottleneckChoice quantized_bottleneck_choice(const BottleneckShape& shape, int capability, int processors,
+                                             const Tiles& tiles) {
+  BottleneckChoice choice = bottleneck_choice(shape, Type::kHalf, capability, processors, tiles);
+  choice.vector = 16;
+  return choice;
+}
+
+const char* misaligned_tensor(const BottleneckShape&, const QuantizedBottleneckTensors& tensors,
+                              const void*) {
+  return reinterpret_cast<std::uintptr_t>(tensors.x) % 16 == 0 ? nullptr : "x";
+}
+
+int run_quantize(std::size_t count, Type type, const void* x, float scale, std::uint8_t* y, void* stream) {
+  Recording& recording = *static_cast<Recording*>(stream);
+  ++recording.calls;
+  recording.type = type;
+  recording.count = count;
+  recording.scale = scale;
+  recording.x = x;
+  recording.y = y;
+  return recording.error;
+}
+
+int run_dequantize(std::size_t count, Type type, const std::uint8_t* x, float scale, void* y, void* stream) {
+  Recording& recording = *static_cast<Recording*>(stream);
+  ++recording.calls;
+  recording.type = type;
+  recording.count = count;
+  recording.scale = scale;
+  recording.x = x;
+  recording.y = y;
+  return recording.error;
+}
+
 const char* check_transformer(const TransformerShape& shape, Type) {
   return shape.scale > 1000.0f ? "the test's kernels refuse scales over 1000" : nullptr;
 }
@@ -175,7 +243,10 @@ int run_class_token_masker(const ClassTokenMaskerShape& shape, Type type, const 
   return recording.error;
 }
 
-int masker_vector(int channels, Type type) { return channels % 8 == 0 ? type == Type::kHalf ? 8 : 4 : 1; }
+int masker_vector(int channels, Type type) {
+  if (channels % 8 != 0) return 1;
+  return type == Type::kByte ? 16 : type == Type::kHalf ? 8 : 4;
+}
 
 int run_spatial_masker(const SpatialMaskerShape& shape, Type type, const void* x, const float* weight,
                        const float* bias, float* mask, void* stream) {

@@ -33,6 +33,9 @@ struct Recording {
   dyndeploy::cuda::ClassTokenMaskerShape class_token_masker = {};
   dyndeploy::cuda::DeformableAttentionShape sampling = {};
   dyndeploy::cuda::RegionsShape regions = {};
+  dyndeploy::cuda::QuantizedBottleneckTensors integers = {};
+  std::size_t count = 0;  // of elements that were converted
+  float scale = 0.0f;
   const void* maps[dyndeploy::cuda::kPyramidLevels] = {};
   const float *locations = nullptr, *boxes = nullptr;
   const std::int32_t* levels = nullptr;

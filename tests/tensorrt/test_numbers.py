@@ -9,6 +9,7 @@ import ctypes
 import fcntl
 import os
 import subprocess
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -16,8 +17,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dyndeploy.ops import OPERATORS, Element
-from tests.ops.cases import build
+from dyndeploy.graphs.tensorrt_bytes import as_words, word_shape
+from dyndeploy.ops import OPERATORS, Element, Role
+from dyndeploy.ops.byte_conversions import quantize
+from tests.ops.cases import CONVERSIONS, QUANTIZED, Case, build, in_integers
 from tests.plugins.reference import (
     Layer,
     Transformer,
@@ -85,10 +88,10 @@ def run(
     inputs: list[np.ndarray],
     output: np.ndarray,
 ) -> np.ndarray:
-    """One call of the plugin; the output is full of NaN before. Real attributes go as the bits of a float."""
+    """One call of the plugin; the output is full of NaN, or of ones, before. Real attributes go as bits of a float."""
     bits = [int(np.float32(v).view(np.int32)) if isinstance(v, float) else v for v in attributes]
     inputs = [np.ascontiguousarray(array) for array in inputs]
-    output.fill(np.nan)
+    output.fill(np.nan if output.dtype.kind == "f" else -1)
     tensors = [*inputs, output]
     kinds = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.int32): 2}
     shapes = [n for array in tensors for n in (kinds[array.dtype], array.ndim, *array.shape)]
@@ -298,7 +301,11 @@ def test_token_masker(plugins: ctypes.CDLL, op: str, dtype: type) -> None:
     agree()
 
 
-PLAIN = [name for name, spec in OPERATORS.items() if "tensorrt" in spec.kernels and not spec.gates and not spec.decides]
+PLAIN = [
+    name
+    for name, spec in OPERATORS.items()
+    if "tensorrt" in spec.kernels and not spec.gates and not spec.decides and name not in CONVERSIONS
+]
 """Operators that neither decide nor skip."""
 
 
@@ -322,3 +329,54 @@ def test_reading_of_maps(plugins: ctypes.CDLL, op: str, dtype: type) -> None:
             np.testing.assert_allclose(y.astype(np.float32), expected, rtol=limit, atol=limit)
 
     agree()
+
+
+IN_INTEGERS = [name for name, spec in OPERATORS.items() if name.startswith(QUANTIZED) and "tensorrt" in spec.kernels]
+
+
+def in_words(case: Case) -> list[np.ndarray]:
+    """What a plugin is given: bytes by four, weights as the operator packs them."""
+    spec, kernel = case.spec, case.spec.kernels["tensorrt"]
+    values = {port.name: value.numpy() for port, value in zip(spec.inputs, case.inputs, strict=True)}
+    if kernel.pack is not None:
+        weights = {port.name: values[port.name] for port in spec.inputs if port.role is Role.WEIGHT}
+        values |= kernel.pack(weights, case.attributes)
+    ports = spec.native_inputs("tensorrt")
+    return [as_words(values[port.name]) if port.element.in_words else values[port.name] for port in ports]
+
+
+@pytest.fixture
+def orin(plugins: ctypes.CDLL) -> Iterator[ctypes.CDLL]:
+    """The plugins on a GPU that multiplies bytes."""
+    plugins.plugin_device(87, 16)
+    yield plugins
+    plugins.plugin_device(62, 2)
+
+
+@pytest.mark.parametrize("name", IN_INTEGERS)
+def test_operators_in_integers(orin: ctypes.CDLL, name: str) -> None:
+    """To the bit."""
+    plugins = orin
+    for seed in range(3):
+        sizes = {"batch": 2, "size": (9, 7), "channels": 16, "hidden": 32, "out_channels": 48, "group": 1 + seed % 2}
+        case = in_integers(build(name.removeprefix(QUANTIZED), seed=seed, channel_groups=4, stride=2, **sizes), seed)
+        expected = case.reference().numpy()
+        attributes = [v for a in case.spec.attributes for v in np.atleast_1d(case.attributes[a.name]).tolist()]
+        makes_bytes = expected.dtype == np.uint8
+        shape = word_shape(case.spec.outputs[0].element, expected.shape)
+        for interface in interfaces(plugins):
+            output = np.empty(shape, np.int32 if makes_bytes else np.float32)
+            y = run(plugins, interface, name, attributes, in_words(case), output)
+            np.testing.assert_array_equal(y.view(np.uint8) if makes_bytes else y, expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_where_bytes_begin_and_end(plugins: ctypes.CDLL, dtype: type) -> None:
+    rng = np.random.default_rng(0)
+    x, scale = (rng.standard_normal((2, 5, 3, 12)) * 4).astype(dtype), 0.037
+    expected = quantize(torch.from_numpy(x), scale=scale).numpy()
+    for interface in interfaces(plugins):
+        words = run(plugins, interface, "QuantizeBytes", [scale], [x], np.empty((2, 5, 3, 3), np.int32))
+        np.testing.assert_array_equal(words.view(np.uint8), expected)
+        y = run(plugins, interface, "DequantizeBytes", [scale], [words], np.empty(x.shape, dtype))
+        np.testing.assert_array_equal(y, (expected.astype(np.float32) * np.float32(scale)).astype(dtype))

@@ -15,7 +15,10 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from dyndeploy.errors import UsageError
+from dyndeploy.graphs.tensorrt_bytes import word_shape
 from dyndeploy.ops import OPERATORS, OperatorSpec
+from dyndeploy.ops.base import WORD_BYTES
+from tests.ops.cases import QUANTIZED
 
 PLUGINS = {name: spec for name, spec in OPERATORS.items() if "tensorrt" in spec.kernels}
 """Operators that have a plugin."""
@@ -24,8 +27,8 @@ HERE = Path(__file__).parent
 ADAPTER = HERE.parents[1] / "plugins" / "adapters" / "tensorrt"
 KERNELS = HERE.parents[1] / "plugins" / "kernels" / "cuda"
 SOURCES = (
-    *("operators.cpp", "bottleneck.cpp", "maskers.cpp", "regions.cpp", "sampling.cpp", "transformer.cpp"),
-    "token_maskers.cpp",
+    *("operators.cpp", "bottleneck.cpp", "conversions.cpp", "maskers.cpp", "regions.cpp", "sampling.cpp"),
+    *("token_maskers.cpp", "transformer.cpp"),
 )
 COMPILER = shutil.which("c++")
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
@@ -90,14 +93,24 @@ def described(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Described]:
     table.close()
 
 
+def has_words(spec: OperatorSpec) -> bool:
+    """Whether a plugin reads or writes bytes, in words."""
+    return any(port.element.in_words for port in (*spec.inputs, *spec.outputs))
+
+
 def tensorrt_inputs(spec: OperatorSpec) -> list[str]:
     """Names of the inputs of the node in the TensorRT copy of a graph."""
     return [port.name for port in spec.native_inputs("tensorrt")]
 
 
 def repack(spec: OperatorSpec, shapes: Shapes, group: int) -> Shapes:
-    """The shapes after the weights of a block are repacked for TensorRT."""
+    """The shapes after the weights of a block are repacked for TensorRT; bytes stand in words."""
     by_name = dict(zip([port.name for port in spec.inputs], shapes, strict=True))
+    if spec.name.startswith(QUANTIZED):
+        if "w2" in by_name:
+            outputs, inputs, _, _ = by_name["w2"]
+            by_name["w2"] = (outputs, 9, inputs)
+        return [word_shape(port.element, by_name[port.name]) for port in spec.inputs]
     if "w_qkv" in by_name:
         for name, inputs in (("w_qkv", 1), ("w_proj", 2), ("w_fc1", 1), ("w_fc2", 1)):
             by_name[name] = (*by_name[name][-inputs:], *by_name[name][:-inputs])
@@ -117,10 +130,11 @@ def repack(spec: OperatorSpec, shapes: Shapes, group: int) -> Shapes:
 
 @st.composite
 def calls(draw: st.DrawFn, spec: OperatorSpec) -> tuple[dict[str, Any], Shapes]:
-    """Attributes and input shapes, right ones, in the layout of ``dyndeploy.ops``."""
-    size = st.integers(1, 9)
+    """Attributes and input shapes, right ones, in the layout of ``dyndeploy.ops``; bytes come to whole words."""
+    size, words = st.integers(1, 9), WORD_BYTES if has_words(spec) else 1
     sizes = {letter: draw(st.integers(1, 40)) for letter in ("H", "W")}
     sizes |= {letter: draw(size) for letter in ("N", "C", "g", "G", "h", "S", "T", "A", "d")}
+    sizes["C"] *= words
     mode = draw(st.integers(0, 2))
     sizes |= {"D": sizes["A"] * sizes["d"] if mode == 0 else draw(size), "F": sizes["A"] * draw(size)}
     sizes |= {"Q": draw(size), "P": draw(size), "2": 2, "4": 4}
@@ -130,8 +144,8 @@ def calls(draw: st.DrawFn, spec: OperatorSpec) -> tuple[dict[str, Any], Shapes]:
     group, stride, dilation = draw(st.integers(1, 3)), draw(st.sampled_from([1, 2])), draw(st.integers(1, 3))
     projection = "wd" in {port.name for port in spec.inputs}
     stride = stride if projection else 1
-    sizes["M"] = group * sizes["G"] * draw(st.integers(1, 3))
-    sizes["Co"] = draw(size) if projection else sizes["C"]
+    sizes["M"] = words * group * sizes["G"] * draw(st.integers(1, 3))
+    sizes["Co"] = words * draw(size) if projection else sizes["C"]
     rows = -(-sizes["H"] // stride)
     columns = -(-sizes["W"] // stride)
     sizes["mh"], sizes["mw"] = draw(st.integers(1, rows)), draw(st.integers(1, columns))
@@ -173,6 +187,11 @@ def test_the_operators_are_the_same(described: Described) -> None:
 def test_element_types(described: Described) -> None:
     for name, spec in PLUGINS.items():
         weights = {"w1", "w2", "w3", "wd", "ws", "we", "w_qkv", "w_proj", "w_fc1", "w_fc2"}
+        assert described.output[name][2] == spec.outputs[0].element.value
+        if has_words(spec):
+            elements = {port.name: port.element.value for port in spec.native_inputs("tensorrt")}
+            assert {port: element for port, _, element in described.inputs[name]} == elements
+            continue
         for port, _, element in described.inputs[name]:
             data = weights | {"x", "value", "p0", "p1", "p2", "p3"}
             assert element == ("data" if port in data else "index" if port == "levels" else "float"), (name, port)
@@ -187,7 +206,7 @@ def test_shapes_agree_with_the_operator(described: Described, name: str) -> None
     @given(calls(spec))
     def agree(call: tuple[dict[str, Any], Shapes]) -> None:
         attributes, shapes = call
-        expected = tuple(spec.infer_shape(shapes, attributes))
+        expected = word_shape(spec.outputs[0].element, tuple(spec.infer_shape(shapes, attributes)))
         repacked = repack(spec, shapes, attributes.get("group", 1))
         assert described.ask(name, attributes, repacked) == expected
         unknown = [(-1, *shape[1:]) if shape[0] == shapes[0][0] else shape for shape in repacked]
@@ -210,12 +229,16 @@ def test_what_the_operator_refuses_is_refused(described: Described, name: str) -
         assume(spec.inputs[index].name != "w2")  # its kernel and groups have no such form in the TensorRT copy
         axis = data.draw(st.integers(0, len(shapes[index]) - 1))
         changed = list(shapes[index])
-        changed[axis] += data.draw(st.sampled_from([1, 2, 5]))
+        last = spec.inputs[index].element.in_words and axis == len(changed) - 1
+        changed[axis] += data.draw(st.sampled_from([1, 2, 5])) * (WORD_BYTES if last else 1)
         wrong = [*shapes]
         wrong[index] = tuple(changed)
         answer = described.ask(name, attributes, repack(spec, wrong, attributes.get("group", 1)))
         try:
-            expected: tuple[int, ...] | None = tuple(spec.infer_shape(wrong, attributes))
+            found = tuple(spec.infer_shape(wrong, attributes))
+            expected: tuple[int, ...] | None = word_shape(spec.outputs[0].element, found)
+            if spec.outputs[0].element.in_words and found[-1] % WORD_BYTES:
+                expected = None
         except UsageError:
             expected = None
         if expected is None:

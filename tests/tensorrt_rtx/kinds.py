@@ -16,12 +16,15 @@ from dyndeploy.blocks.transformer import TransformerBlock
 from dyndeploy.graphs.forced import replace_masks
 from dyndeploy.graphs.stages import branched_model, whole_model
 from dyndeploy.measure.laziness import branch_model
+from dyndeploy.quantization import quantize_model
 from dyndeploy.targets import load_target
+from tests.bundles import MODES, tiny_bundle
+from tests.quantized import exported, table_of
 
 Graphs = dict[str, tuple[onnx.ModelProto, tuple[str, ...]]]
 """Graphs by name, with the precisions that they are built in."""
 
-BOTH, FLOAT = ("fp32", "fp16"), ("fp32",)
+BOTH, FLOAT, INT8 = ("fp32", "fp16"), ("fp32",), ("int8",)
 SMALL = "laud_resnet14_small"
 TARGET = "agx_orin"
 
@@ -136,6 +139,16 @@ def probe(folder: Path) -> Graphs:
     return {"convolutions": (branch_model(load_target(TARGET), operators=False), FLOAT)}
 
 
+def integers(folder: Path) -> Graphs:
+    """Networks in INT8 whose operators hand each other bytes, and a static twin, whose integers are the builder's."""
+    graphs: Graphs = {}
+    for mode in MODES:
+        bundle = tiny_bundle(folder / mode, mode=mode)
+        graphs[f"model {mode}"] = (quantize_model(bundle.load_model(), table_of(bundle)), INT8)
+    _, bundle, _ = exported(folder / "small", mode="channel", static=True, target=TARGET)
+    return {**graphs, "model hidden": (bundle.load_model(), INT8), "static": (bundle.load_static(), INT8)}
+
+
 KINDS: Mapping[str, Callable[[Path], Graphs]] = {
     "spatial": lambda folder: laud(folder, SMALL, mode="spatial"),
     "channel": lambda folder: laud(folder, SMALL, mode="channel"),
@@ -155,8 +168,9 @@ KINDS: Mapping[str, Callable[[Path], Graphs]] = {
     "skipping": skipping,
     "exits": exits,
     "probe": probe,
+    "int8": integers,
 }
-FUSED = {"spatial", "channel", "channel, one layer", "layer", "both", "regnety", "resnet50"} | {
+FUSED = {"int8", "spatial", "channel", "channel, one layer", "layer", "both", "regnety", "resnet50"} | {
     "token",
     "head",
     "sublayer",

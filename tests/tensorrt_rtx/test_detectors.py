@@ -18,7 +18,7 @@ from dyndeploy.runtimes.cuda import find_gpus
 from dyndeploy.runtimes.tensorrt_ahead import BuilderPackage, build_ahead
 from dyndeploy.runtimes.tensorrt_rtx import build_bundle_ahead
 from dyndeploy.targets.platforms import refused_ahead
-from tests.ops.cases import build
+from tests.ops.cases import CONVERSIONS, build
 
 PRECISIONS = pytest.mark.parametrize("precision", ["fp32", "fp16"])
 
@@ -79,7 +79,9 @@ def test_reading_of_regions_is_refused_for_its_reason(rtx: BuilderPackage) -> No
 
 
 READERS = [
-    name for name, spec in OPERATORS.items() if "tensorrt" in spec.kernels and not spec.gates and not spec.decides
+    name
+    for name, spec in OPERATORS.items()
+    if "tensorrt" in spec.kernels and not spec.gates and not spec.decides and name not in CONVERSIONS
 ]
 """Operators that read maps, and neither decide nor skip."""
 

@@ -1236,13 +1236,26 @@ constexpr Port kQuantizedSpatialBottleneckInputs[] = {
     {"b3", Role::kWeight, Gate::kNone, Element::kInt32, "C"},
     {"m3", Role::kWeight, Gate::kNone, Element::kFloat, "C"},
 };
+constexpr Port kQuantizedSpatialBottleneckPluginInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kUint8, "NHWC"},
+    {"mask", Role::kMask, Gate::kSpatial, Element::kFloat, "N1hw"},
+    {"w1", Role::kWeight, Gate::kNone, Element::kInt8, "MC"},
+    {"b1", Role::kWeight, Gate::kNone, Element::kInt32, "M"},
+    {"m1", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"w2", Role::kWeight, Gate::kNone, Element::kInt8, "M9m"},
+    {"b2", Role::kWeight, Gate::kNone, Element::kInt32, "M"},
+    {"m2", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"w3", Role::kWeight, Gate::kNone, Element::kInt8, "CM"},
+    {"b3", Role::kWeight, Gate::kNone, Element::kInt32, "C"},
+    {"m3", Role::kWeight, Gate::kNone, Element::kFloat, "C"},
+};
 constexpr Operator kQuantizedSpatialBottleneck = {
     "QuantizedSpatialBottleneck",
     1,
     "1",
     kQuantizedSpatialBottleneckInputs,
     11,
-    kQuantizedSpatialBottleneckInputs,
+    kQuantizedSpatialBottleneckPluginInputs,
     11,
     {"y", Role::kActivation, Gate::kNone, Element::kUint8, "NHWC"},
     kSpatialBottleneckAttributes,
@@ -1265,13 +1278,29 @@ constexpr Port kQuantizedSpatialBottleneckProjectionInputs[] = {
     {"bd", Role::kWeight, Gate::kNone, Element::kInt32, "O"},
     {"md", Role::kWeight, Gate::kNone, Element::kFloat, "O"},
 };
+constexpr Port kQuantizedSpatialBottleneckProjectionPluginInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kUint8, "NHWC"},
+    {"mask", Role::kMask, Gate::kSpatial, Element::kFloat, "N1hw"},
+    {"w1", Role::kWeight, Gate::kNone, Element::kInt8, "MC"},
+    {"b1", Role::kWeight, Gate::kNone, Element::kInt32, "M"},
+    {"m1", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"w2", Role::kWeight, Gate::kNone, Element::kInt8, "M9m"},
+    {"b2", Role::kWeight, Gate::kNone, Element::kInt32, "M"},
+    {"m2", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"w3", Role::kWeight, Gate::kNone, Element::kInt8, "OM"},
+    {"b3", Role::kWeight, Gate::kNone, Element::kInt32, "O"},
+    {"m3", Role::kWeight, Gate::kNone, Element::kFloat, "O"},
+    {"wd", Role::kWeight, Gate::kNone, Element::kInt8, "OC"},
+    {"bd", Role::kWeight, Gate::kNone, Element::kInt32, "O"},
+    {"md", Role::kWeight, Gate::kNone, Element::kFloat, "O"},
+};
 constexpr Operator kQuantizedSpatialBottleneckProjection = {
     "QuantizedSpatialBottleneckProjection",
     1,
     "1",
     kQuantizedSpatialBottleneckProjectionInputs,
     14,
-    kQuantizedSpatialBottleneckProjectionInputs,
+    kQuantizedSpatialBottleneckProjectionPluginInputs,
     14,
     {"y", Role::kActivation, Gate::kNone, Element::kUint8, "NPQO"},
     kSpatialBottleneckAttributes,
@@ -1291,13 +1320,26 @@ constexpr Port kQuantizedLayerBottleneckInputs[] = {
     {"b3", Role::kWeight, Gate::kNone, Element::kInt32, "C"},
     {"m3", Role::kWeight, Gate::kNone, Element::kFloat, "C"},
 };
+constexpr Port kQuantizedLayerBottleneckPluginInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kUint8, "NHWC"},
+    {"mask", Role::kMask, Gate::kLayer, Element::kFloat, "N111"},
+    {"w1", Role::kWeight, Gate::kNone, Element::kInt8, "MC"},
+    {"b1", Role::kWeight, Gate::kNone, Element::kInt32, "M"},
+    {"m1", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"w2", Role::kWeight, Gate::kNone, Element::kInt8, "M9m"},
+    {"b2", Role::kWeight, Gate::kNone, Element::kInt32, "M"},
+    {"m2", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"w3", Role::kWeight, Gate::kNone, Element::kInt8, "CM"},
+    {"b3", Role::kWeight, Gate::kNone, Element::kInt32, "C"},
+    {"m3", Role::kWeight, Gate::kNone, Element::kFloat, "C"},
+};
 constexpr Operator kQuantizedLayerBottleneck = {
     "QuantizedLayerBottleneck",
     1,
     "1",
     kQuantizedLayerBottleneckInputs,
     11,
-    kQuantizedLayerBottleneckInputs,
+    kQuantizedLayerBottleneckPluginInputs,
     11,
     {"y", Role::kActivation, Gate::kNone, Element::kUint8, "NHWC"},
     kSpatialBottleneckAttributes,
@@ -1320,13 +1362,29 @@ constexpr Port kQuantizedLayerBottleneckProjectionInputs[] = {
     {"bd", Role::kWeight, Gate::kNone, Element::kInt32, "O"},
     {"md", Role::kWeight, Gate::kNone, Element::kFloat, "O"},
 };
+constexpr Port kQuantizedLayerBottleneckProjectionPluginInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kUint8, "NHWC"},
+    {"mask", Role::kMask, Gate::kLayer, Element::kFloat, "N111"},
+    {"w1", Role::kWeight, Gate::kNone, Element::kInt8, "MC"},
+    {"b1", Role::kWeight, Gate::kNone, Element::kInt32, "M"},
+    {"m1", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"w2", Role::kWeight, Gate::kNone, Element::kInt8, "M9m"},
+    {"b2", Role::kWeight, Gate::kNone, Element::kInt32, "M"},
+    {"m2", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"w3", Role::kWeight, Gate::kNone, Element::kInt8, "OM"},
+    {"b3", Role::kWeight, Gate::kNone, Element::kInt32, "O"},
+    {"m3", Role::kWeight, Gate::kNone, Element::kFloat, "O"},
+    {"wd", Role::kWeight, Gate::kNone, Element::kInt8, "OC"},
+    {"bd", Role::kWeight, Gate::kNone, Element::kInt32, "O"},
+    {"md", Role::kWeight, Gate::kNone, Element::kFloat, "O"},
+};
 constexpr Operator kQuantizedLayerBottleneckProjection = {
     "QuantizedLayerBottleneckProjection",
     1,
     "1",
     kQuantizedLayerBottleneckProjectionInputs,
     14,
-    kQuantizedLayerBottleneckProjectionInputs,
+    kQuantizedLayerBottleneckProjectionPluginInputs,
     14,
     {"y", Role::kActivation, Gate::kNone, Element::kUint8, "NPQO"},
     kSpatialBottleneckAttributes,
@@ -1346,13 +1404,26 @@ constexpr Port kQuantizedChannelBottleneckInputs[] = {
     {"b3", Role::kWeight, Gate::kNone, Element::kInt32, "C"},
     {"m3", Role::kWeight, Gate::kNone, Element::kFloat, "C"},
 };
+constexpr Port kQuantizedChannelBottleneckPluginInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kUint8, "NHWC"},
+    {"mask", Role::kMask, Gate::kChannel, Element::kFloat, "NG"},
+    {"w1", Role::kWeight, Gate::kNone, Element::kInt8, "MC"},
+    {"b1", Role::kWeight, Gate::kNone, Element::kInt32, "M"},
+    {"m1", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"w2", Role::kWeight, Gate::kNone, Element::kInt8, "M9m"},
+    {"b2", Role::kWeight, Gate::kNone, Element::kInt32, "M"},
+    {"m2", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"w3", Role::kWeight, Gate::kNone, Element::kInt8, "CM"},
+    {"b3", Role::kWeight, Gate::kNone, Element::kInt32, "C"},
+    {"m3", Role::kWeight, Gate::kNone, Element::kFloat, "C"},
+};
 constexpr Operator kQuantizedChannelBottleneck = {
     "QuantizedChannelBottleneck",
     1,
     "1",
     kQuantizedChannelBottleneckInputs,
     11,
-    kQuantizedChannelBottleneckInputs,
+    kQuantizedChannelBottleneckPluginInputs,
     11,
     {"y", Role::kActivation, Gate::kNone, Element::kUint8, "NHWC"},
     kSpatialBottleneckAttributes,
@@ -1375,13 +1446,29 @@ constexpr Port kQuantizedChannelBottleneckProjectionInputs[] = {
     {"bd", Role::kWeight, Gate::kNone, Element::kInt32, "O"},
     {"md", Role::kWeight, Gate::kNone, Element::kFloat, "O"},
 };
+constexpr Port kQuantizedChannelBottleneckProjectionPluginInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kUint8, "NHWC"},
+    {"mask", Role::kMask, Gate::kChannel, Element::kFloat, "NG"},
+    {"w1", Role::kWeight, Gate::kNone, Element::kInt8, "MC"},
+    {"b1", Role::kWeight, Gate::kNone, Element::kInt32, "M"},
+    {"m1", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"w2", Role::kWeight, Gate::kNone, Element::kInt8, "M9m"},
+    {"b2", Role::kWeight, Gate::kNone, Element::kInt32, "M"},
+    {"m2", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"w3", Role::kWeight, Gate::kNone, Element::kInt8, "OM"},
+    {"b3", Role::kWeight, Gate::kNone, Element::kInt32, "O"},
+    {"m3", Role::kWeight, Gate::kNone, Element::kFloat, "O"},
+    {"wd", Role::kWeight, Gate::kNone, Element::kInt8, "OC"},
+    {"bd", Role::kWeight, Gate::kNone, Element::kInt32, "O"},
+    {"md", Role::kWeight, Gate::kNone, Element::kFloat, "O"},
+};
 constexpr Operator kQuantizedChannelBottleneckProjection = {
     "QuantizedChannelBottleneckProjection",
     1,
     "1",
     kQuantizedChannelBottleneckProjectionInputs,
     14,
-    kQuantizedChannelBottleneckProjectionInputs,
+    kQuantizedChannelBottleneckProjectionPluginInputs,
     14,
     {"y", Role::kActivation, Gate::kNone, Element::kUint8, "NPQO"},
     kSpatialBottleneckAttributes,
@@ -1402,13 +1489,27 @@ constexpr Port kQuantizedSpatialChannelBottleneckInputs[] = {
     {"b3", Role::kWeight, Gate::kNone, Element::kInt32, "C"},
     {"m3", Role::kWeight, Gate::kNone, Element::kFloat, "C"},
 };
+constexpr Port kQuantizedSpatialChannelBottleneckPluginInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kUint8, "NHWC"},
+    {"spatial_mask", Role::kMask, Gate::kSpatial, Element::kFloat, "N1hw"},
+    {"channel_mask", Role::kMask, Gate::kChannel, Element::kFloat, "NG"},
+    {"w1", Role::kWeight, Gate::kNone, Element::kInt8, "MC"},
+    {"b1", Role::kWeight, Gate::kNone, Element::kInt32, "M"},
+    {"m1", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"w2", Role::kWeight, Gate::kNone, Element::kInt8, "M9m"},
+    {"b2", Role::kWeight, Gate::kNone, Element::kInt32, "M"},
+    {"m2", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"w3", Role::kWeight, Gate::kNone, Element::kInt8, "CM"},
+    {"b3", Role::kWeight, Gate::kNone, Element::kInt32, "C"},
+    {"m3", Role::kWeight, Gate::kNone, Element::kFloat, "C"},
+};
 constexpr Operator kQuantizedSpatialChannelBottleneck = {
     "QuantizedSpatialChannelBottleneck",
     1,
     "1",
     kQuantizedSpatialChannelBottleneckInputs,
     12,
-    kQuantizedSpatialChannelBottleneckInputs,
+    kQuantizedSpatialChannelBottleneckPluginInputs,
     12,
     {"y", Role::kActivation, Gate::kNone, Element::kUint8, "NHWC"},
     kSpatialBottleneckAttributes,
@@ -1432,13 +1533,30 @@ constexpr Port kQuantizedSpatialChannelBottleneckProjectionInputs[] = {
     {"bd", Role::kWeight, Gate::kNone, Element::kInt32, "O"},
     {"md", Role::kWeight, Gate::kNone, Element::kFloat, "O"},
 };
+constexpr Port kQuantizedSpatialChannelBottleneckProjectionPluginInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kUint8, "NHWC"},
+    {"spatial_mask", Role::kMask, Gate::kSpatial, Element::kFloat, "N1hw"},
+    {"channel_mask", Role::kMask, Gate::kChannel, Element::kFloat, "NG"},
+    {"w1", Role::kWeight, Gate::kNone, Element::kInt8, "MC"},
+    {"b1", Role::kWeight, Gate::kNone, Element::kInt32, "M"},
+    {"m1", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"w2", Role::kWeight, Gate::kNone, Element::kInt8, "M9m"},
+    {"b2", Role::kWeight, Gate::kNone, Element::kInt32, "M"},
+    {"m2", Role::kWeight, Gate::kNone, Element::kFloat, "M"},
+    {"w3", Role::kWeight, Gate::kNone, Element::kInt8, "OM"},
+    {"b3", Role::kWeight, Gate::kNone, Element::kInt32, "O"},
+    {"m3", Role::kWeight, Gate::kNone, Element::kFloat, "O"},
+    {"wd", Role::kWeight, Gate::kNone, Element::kInt8, "OC"},
+    {"bd", Role::kWeight, Gate::kNone, Element::kInt32, "O"},
+    {"md", Role::kWeight, Gate::kNone, Element::kFloat, "O"},
+};
 constexpr Operator kQuantizedSpatialChannelBottleneckProjection = {
     "QuantizedSpatialChannelBottleneckProjection",
     1,
     "1",
     kQuantizedSpatialChannelBottleneckProjectionInputs,
     15,
-    kQuantizedSpatialChannelBottleneckProjectionInputs,
+    kQuantizedSpatialChannelBottleneckProjectionPluginInputs,
     15,
     {"y", Role::kActivation, Gate::kNone, Element::kUint8, "NPQO"},
     kSpatialBottleneckAttributes,
@@ -1471,6 +1589,41 @@ constexpr Operator kQuantizedImageConvolution = {
     {"y", Role::kActivation, Gate::kNone, Element::kUint8, "NPQO"},
     kQuantizedImageConvolutionAttributes,
     7,
+};
+
+constexpr Port kQuantizeBytesInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kData, "NHWC"},
+};
+constexpr Attribute kQuantizeBytesAttributes[] = {
+    {"scale", 1, true},
+};
+constexpr Operator kQuantizeBytes = {
+    "QuantizeBytes",
+    1,
+    "1",
+    kQuantizeBytesInputs,
+    1,
+    kQuantizeBytesInputs,
+    1,
+    {"y", Role::kActivation, Gate::kNone, Element::kUint8, "NHWC"},
+    kQuantizeBytesAttributes,
+    1,
+};
+
+constexpr Port kDequantizeBytesInputs[] = {
+    {"x", Role::kActivation, Gate::kNone, Element::kUint8, "NHWC"},
+};
+constexpr Operator kDequantizeBytes = {
+    "DequantizeBytes",
+    1,
+    "1",
+    kDequantizeBytesInputs,
+    1,
+    kDequantizeBytesInputs,
+    1,
+    {"y", Role::kActivation, Gate::kNone, Element::kData, "NHWC"},
+    kQuantizeBytesAttributes,
+    1,
 };
 
 constexpr Port kPyramidRoiAlignInputs[] = {
@@ -1588,38 +1741,51 @@ constexpr Operator kMultiscaleDeformableAttention4 = {
   DO(MultiscaleDeformableAttention4, DeformableAttention)
 
 // DO(operator, kind): operators of one kind share their kernels.
-#define DYNDEPLOY_TENSORRT_OPERATORS(DO)                               \
-  DO(SpatialMasker, SpatialMasker)                                     \
-  DO(ChannelMasker, ChannelMasker)                                     \
-  DO(ChannelMaskerHidden, ChannelMasker)                               \
-  DO(SpatialBottleneck, SpatialBottleneck)                             \
-  DO(SpatialBottleneckProjection, SpatialBottleneck)                   \
-  DO(LayerBottleneck, LayerBottleneck)                                 \
-  DO(LayerBottleneckProjection, LayerBottleneck)                       \
-  DO(ChannelBottleneck, ChannelBottleneck)                             \
-  DO(ChannelBottleneckProjection, ChannelBottleneck)                   \
-  DO(SpatialChannelBottleneck, SpatialChannelBottleneck)               \
-  DO(SpatialChannelBottleneckProjection, SpatialChannelBottleneck)     \
-  DO(SpatialSEBottleneck, SpatialSeBottleneck)                         \
-  DO(SpatialSEBottleneckProjection, SpatialSeBottleneck)               \
-  DO(LayerSEBottleneck, LayerSeBottleneck)                             \
-  DO(LayerSEBottleneckProjection, LayerSeBottleneck)                   \
-  DO(ChannelSEBottleneck, ChannelSeBottleneck)                         \
-  DO(ChannelSEBottleneckProjection, ChannelSeBottleneck)               \
-  DO(SpatialChannelSEBottleneck, SpatialChannelSeBottleneck)           \
-  DO(SpatialChannelSEBottleneckProjection, SpatialChannelSeBottleneck) \
-  DO(TokenMasker, TokenMasker)                                         \
-  DO(ClassTokenHeadMasker, ClassTokenMasker)                           \
-  DO(ClassTokenLayerMasker, ClassTokenMasker)                          \
-  DO(TokenTransformerBlock, TransformerBlock)                          \
-  DO(HeadTransformerBlock, TransformerBlock)                           \
-  DO(LayerTransformerBlock, TransformerBlock)                          \
-  DO(TokenHeadTransformerBlock, TransformerBlock)                      \
-  DO(TokenLayerTransformerBlock, TransformerBlock)                     \
-  DO(HeadLayerTransformerBlock, TransformerBlock)                      \
-  DO(TokenHeadLayerTransformerBlock, TransformerBlock)                 \
-  DO(PyramidRoiAlign, PyramidRegions)                                  \
-  DO(MultiscaleDeformableAttention3, DeformableAttention)              \
+#define DYNDEPLOY_TENSORRT_OPERATORS(DO)                                             \
+  DO(SpatialMasker, SpatialMasker)                                                   \
+  DO(ChannelMasker, ChannelMasker)                                                   \
+  DO(ChannelMaskerHidden, ChannelMasker)                                             \
+  DO(SpatialBottleneck, SpatialBottleneck)                                           \
+  DO(SpatialBottleneckProjection, SpatialBottleneck)                                 \
+  DO(LayerBottleneck, LayerBottleneck)                                               \
+  DO(LayerBottleneckProjection, LayerBottleneck)                                     \
+  DO(ChannelBottleneck, ChannelBottleneck)                                           \
+  DO(ChannelBottleneckProjection, ChannelBottleneck)                                 \
+  DO(SpatialChannelBottleneck, SpatialChannelBottleneck)                             \
+  DO(SpatialChannelBottleneckProjection, SpatialChannelBottleneck)                   \
+  DO(SpatialSEBottleneck, SpatialSeBottleneck)                                       \
+  DO(SpatialSEBottleneckProjection, SpatialSeBottleneck)                             \
+  DO(LayerSEBottleneck, LayerSeBottleneck)                                           \
+  DO(LayerSEBottleneckProjection, LayerSeBottleneck)                                 \
+  DO(ChannelSEBottleneck, ChannelSeBottleneck)                                       \
+  DO(ChannelSEBottleneckProjection, ChannelSeBottleneck)                             \
+  DO(SpatialChannelSEBottleneck, SpatialChannelSeBottleneck)                         \
+  DO(SpatialChannelSEBottleneckProjection, SpatialChannelSeBottleneck)               \
+  DO(TokenMasker, TokenMasker)                                                       \
+  DO(ClassTokenHeadMasker, ClassTokenMasker)                                         \
+  DO(ClassTokenLayerMasker, ClassTokenMasker)                                        \
+  DO(TokenTransformerBlock, TransformerBlock)                                        \
+  DO(HeadTransformerBlock, TransformerBlock)                                         \
+  DO(LayerTransformerBlock, TransformerBlock)                                        \
+  DO(TokenHeadTransformerBlock, TransformerBlock)                                    \
+  DO(TokenLayerTransformerBlock, TransformerBlock)                                   \
+  DO(HeadLayerTransformerBlock, TransformerBlock)                                    \
+  DO(TokenHeadLayerTransformerBlock, TransformerBlock)                               \
+  DO(QuantizedSpatialMasker, QuantizedSpatialMasker)                                 \
+  DO(QuantizedChannelMasker, QuantizedChannelMasker)                                 \
+  DO(QuantizedChannelMaskerHidden, QuantizedChannelMasker)                           \
+  DO(QuantizedSpatialBottleneck, QuantizedSpatialBottleneck)                         \
+  DO(QuantizedSpatialBottleneckProjection, QuantizedSpatialBottleneck)               \
+  DO(QuantizedLayerBottleneck, QuantizedLayerBottleneck)                             \
+  DO(QuantizedLayerBottleneckProjection, QuantizedLayerBottleneck)                   \
+  DO(QuantizedChannelBottleneck, QuantizedChannelBottleneck)                         \
+  DO(QuantizedChannelBottleneckProjection, QuantizedChannelBottleneck)               \
+  DO(QuantizedSpatialChannelBottleneck, QuantizedSpatialChannelBottleneck)           \
+  DO(QuantizedSpatialChannelBottleneckProjection, QuantizedSpatialChannelBottleneck) \
+  DO(QuantizeBytes, QuantizeBytes)                                                   \
+  DO(DequantizeBytes, DequantizeBytes)                                               \
+  DO(PyramidRoiAlign, PyramidRegions)                                                \
+  DO(MultiscaleDeformableAttention3, DeformableAttention)                            \
   DO(MultiscaleDeformableAttention4, DeformableAttention)
 
 }  // namespace tables

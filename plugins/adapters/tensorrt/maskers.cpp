@@ -11,6 +11,11 @@ namespace {
 constexpr int kMaskHeight = tables::value_offset(tables::kSpatialMasker, "mask_height");
 constexpr int kMaskWidth = tables::value_offset(tables::kSpatialMasker, "mask_width");
 
+// The type of x.
+cuda::Type type_of(const Operator& op, cuda::Type data) {
+  return op.reads_bytes() ? cuda::Type::kByte : data;
+}
+
 std::string no_attributes(const Operator&, const Attributes&) { return std::string(); }
 
 std::string check_mask_size(const Operator&, const Attributes& attributes) {
@@ -60,6 +65,7 @@ const char* misaligned_x(const Sizes& sizes, cuda::Type type, const Buffers& buf
 
 int run_channel(const Operator& op, const Attributes&, const Sizes& sizes, cuda::Type type,
                 const Buffers& buffers, const char** misaligned) {
+  type = type_of(op, type);
   *misaligned = misaligned_x(sizes, type, buffers);
   const auto floats = [&](const char* port) -> const float* {
     const int index = op.find_input(port);
@@ -76,6 +82,7 @@ std::size_t spatial_workspace(const Operator&, const Attributes&, const Sizes&, 
 
 int run_spatial(const Operator& op, const Attributes& attributes, const Sizes& sizes, cuda::Type type,
                 const Buffers& buffers, const char** misaligned) {
+  type = type_of(op, type);
   *misaligned = misaligned_x(sizes, type, buffers);
   const auto size = [&](char letter) { return static_cast<int>(sizes[letter]); };
   const cuda::SpatialMaskerShape shape = {size('N'),
@@ -91,8 +98,8 @@ int run_spatial(const Operator& op, const Attributes& attributes, const Sizes& s
                                   static_cast<float*>(buffers.output), buffers.stream);
 }
 
-std::string describe(const Operator&, const Attributes&, const Sizes& sizes, cuda::Type type, int, int) {
-  const int vector = cuda::masker_vector(static_cast<int>(sizes['C']), type);
+std::string describe(const Operator& op, const Attributes&, const Sizes& sizes, cuda::Type type, int, int) {
+  const int vector = cuda::masker_vector(static_cast<int>(sizes['C']), type_of(op, type));
   return std::to_string(vector) + (vector == 1 ? " element an access" : " elements an access");
 }
 

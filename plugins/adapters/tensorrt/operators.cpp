@@ -19,6 +19,12 @@ constexpr const Rules& kLayerSeBottleneckRules = kBottleneckRules;
 constexpr const Rules& kChannelSeBottleneckRules = kBottleneckRules;
 constexpr const Rules& kSpatialChannelSeBottleneckRules = kBottleneckRules;
 constexpr const Rules& kTransformerBlockRules = kTransformerRules;
+constexpr const Rules& kQuantizedSpatialBottleneckRules = kQuantizedBottleneckRules;
+constexpr const Rules& kQuantizedLayerBottleneckRules = kQuantizedBottleneckRules;
+constexpr const Rules& kQuantizedChannelBottleneckRules = kQuantizedBottleneckRules;
+constexpr const Rules& kQuantizedSpatialChannelBottleneckRules = kQuantizedBottleneckRules;
+constexpr const Rules& kQuantizedSpatialMaskerRules = kSpatialMaskerRules;
+constexpr const Rules& kQuantizedChannelMaskerRules = kChannelMaskerRules;
 
 constexpr Operator with_rules(const tables::Operator& table, const Rules& rules) {
   return {table.name,          table.plugin_version,     &rules,
@@ -92,8 +98,9 @@ std::string bind_sizes(const Operator& op, const Shape* inputs, Sizes* sizes) {
              std::to_string(rank);
     }
     for (int axis = 0; axis < rank; ++axis) {
-      const std::int64_t size = shape.sizes[axis];
-      if (size < 0) continue;
+      if (shape.sizes[axis] < 0) continue;
+      const bool words = in_words(port) && axis == rank - 1;
+      const std::int64_t size = shape.sizes[axis] * (words ? kWordBytes : 1);
       const char letter = port.axes[axis];
       const char*& first = owner[static_cast<unsigned char>(letter) & 127];
       std::int64_t expected = fixed_size(letter) >= 0 ? fixed_size(letter) : (*sizes)[letter];
@@ -104,7 +111,8 @@ std::string bind_sizes(const Operator& op, const Shape* inputs, Sizes* sizes) {
       }
       if (size != expected) {
         return std::string(port.name) + " is " + to_text(shape) + ": dimension " + std::to_string(axis) +
-               " must be " + std::to_string(expected) + (first ? std::string(", as in ") + first : "");
+               (words ? ", words of 4 bytes, must hold " : " must be ") + std::to_string(expected) +
+               (first ? std::string(", as in ") + first : "");
       }
     }
   }
@@ -122,6 +130,9 @@ Shape output_shape(const Operator& op, const Attributes& attributes, const Sizes
     shape.sizes[axis] = !derived.letter ? derived.value
                         : base < 0      ? -1
                                         : (base + derived.value - 1) / derived.value;
+    if (in_words(op.output) && axis == shape.rank - 1 && shape.sizes[axis] > 0) {
+      shape.sizes[axis] = (shape.sizes[axis] + kWordBytes - 1) / kWordBytes;
+    }
   }
   return shape;
 }
@@ -189,6 +200,14 @@ std::string check_shapes(const Operator& op, const Attributes& attributes, const
   std::string problem = bind_sizes(op, inputs, sizes);
   if (problem.empty()) problem = op.rules->check_sizes(op, attributes, *sizes, type);
   if (!problem.empty()) return problem;
+  if (in_words(op.output)) {
+    const char last = op.output.axes[std::strlen(op.output.axes) - 1];
+    const std::int64_t channels = (*sizes)[op.rules->derive(op, attributes, last).letter];
+    if (channels > 0 && channels % kWordBytes != 0) {
+      return std::string(op.output.name) + " has " + std::to_string(channels) +
+             " channels, and bytes travel by words of 4";
+    }
+  }
   const Shape expected = output_shape(op, attributes, *sizes);
   bool agrees = output.rank == expected.rank;
   for (int axis = 0; agrees && axis < expected.rank; ++axis) {

@@ -57,6 +57,12 @@ inline std::int64_t fixed_size(char letter) {
   return letter >= '0' && letter <= '9' ? letter - '0' : letter == '#' ? 16 : -1;
 }
 
+// Bytes travel by words: what stands side by side on the last axis, in one 32-bit integer each.
+constexpr std::int64_t kWordBytes = 4;
+inline bool in_words(const Port& port) {
+  return port.element == Element::kUint8 || port.element == Element::kInt8;
+}
+
 // Sizes by letter, -1 where not known.
 class Sizes {
  public:
@@ -118,13 +124,15 @@ struct Operator {
   int value_count() const;
   // Index of an input, -1 when there is none of that name.
   int find_input(const char* port) const;
+  // Whether x is bytes, of whatever type other data are.
+  bool reads_bytes() const { return inputs[0].element == Element::kUint8; }
 };
 
 #define DYNDEPLOY_DECLARE_OPERATOR(NAME, KIND) extern const Operator k##NAME;
 DYNDEPLOY_TENSORRT_OPERATORS(DYNDEPLOY_DECLARE_OPERATOR)
 #undef DYNDEPLOY_DECLARE_OPERATOR
 
-// Reads the sizes of `op.input_count` shapes and checks them against the axes of the ports.
+// Reads the sizes of `op.input_count` shapes, in elements, and checks them against the axes of the ports.
 std::string bind_sizes(const Operator& op, const Shape* inputs, Sizes* sizes);
 
 // The output's shape, -1 where a size it needs is not known.

@@ -22,14 +22,34 @@ Shape shape_of(const nvinfer1::Dims& dims) {
   return shape;
 }
 
-// The size of `axis` of an input that has the letter, or null.
-const nvinfer1::IDimensionExpr* find_axis(const Operator& op, const nvinfer1::DimsExprs* inputs,
-                                          char letter) {
+// The size of an axis of an input that has the letter, or null; `words`: it is one of words.
+const nvinfer1::IDimensionExpr* find_axis(const Operator& op, const nvinfer1::DimsExprs* inputs, char letter,
+                                          bool* words) {
   for (int i = 0; i < op.input_count; ++i) {
     const char* axis = std::strchr(op.inputs[i].axes, letter);
-    if (axis) return inputs[i].d[axis - op.inputs[i].axes];
+    if (!axis) continue;
+    *words = in_words(op.inputs[i]) && !axis[1];
+    return inputs[i].d[axis - op.inputs[i].axes];
   }
   return nullptr;
+}
+
+const Port& port_at(const Operator& op, int position) {
+  return position < op.input_count ? op.inputs[position] : op.output;
+}
+
+// The type of a tensor that does not have that of the data.
+DataType fixed_type(const Port& port) {
+  return port.element == Element::kFloat ? DataType::kFLOAT : DataType::kINT32;
+}
+
+const char* type_text(const Operator& op, int position, bool half_only) {
+  const Port& port = port_at(op, position);
+  if (in_words(port)) return "32-bit integers, each of 4 bytes";
+  if (port.element == Element::kFloat) return "float";
+  if (port.element != Element::kData) return "32-bit integers";
+  if (position > 0 && op.inputs[0].element == Element::kData) return "the type of x";
+  return half_only ? "half" : "float or half";
 }
 
 // Once in a process for each operator: it would be said with every run.
@@ -64,10 +84,17 @@ bool PluginCore::infer_shape(const nvinfer1::DimsExprs* inputs, int count, nvinf
       output->d[axis] = builder.constant(fixed >= 0 ? static_cast<std::int32_t>(fixed) : derived.value);
       continue;
     }
-    const nvinfer1::IDimensionExpr* base = find_axis(op_, inputs, derived.letter);
+    bool words = false;
+    const nvinfer1::IDimensionExpr* base = find_axis(op_, inputs, derived.letter, &words);
     if (base && derived.value != 1) {
       base =
           builder.operation(nvinfer1::DimensionOperation::kCEIL_DIV, *base, *builder.constant(derived.value));
+    }
+    const bool writes_words = in_words(op_.output) && axis == output->nbDims - 1;
+    if (base && words != writes_words) {
+      using nvinfer1::DimensionOperation;
+      base = builder.operation(words ? DimensionOperation::kPROD : DimensionOperation::kCEIL_DIV, *base,
+                               *builder.constant(static_cast<std::int32_t>(kWordBytes)));
     }
     if (!base) return false;
     output->d[axis] = base;
@@ -76,19 +103,18 @@ bool PluginCore::infer_shape(const nvinfer1::DimsExprs* inputs, int count, nvinf
 }
 
 DataType PluginCore::output_type(DataType x) const {
-  return op_.output.element == Element::kData ? x : DataType::kFLOAT;
+  if (op_.output.element != Element::kData) return fixed_type(op_.output);
+  if (op_.inputs[0].element == Element::kData) return x;
+  return attributes_.half_only ? DataType::kHALF : DataType::kFLOAT;
 }
 
 bool PluginCore::supports(int position, const PluginTensorDesc& tensor, const PluginTensorDesc& x) const {
   if (position < 0 || position > op_.input_count || tensor.format != nvinfer1::TensorFormat::kLINEAR)
     return false;
-  if (position == 0) {
-    return tensor.type == DataType::kHALF || (tensor.type == DataType::kFLOAT && !attributes_.half_only);
-  }
-  const Port& port = position < op_.input_count ? op_.inputs[position] : op_.output;
-  return tensor.type == (port.element == Element::kData    ? x.type
-                         : port.element == Element::kIndex ? DataType::kINT32
-                                                           : DataType::kFLOAT);
+  const Port& port = port_at(op_, position);
+  if (port.element != Element::kData) return tensor.type == fixed_type(port);
+  if (position > 0 && op_.inputs[0].element == Element::kData) return tensor.type == x.type;
+  return tensor.type == DataType::kHALF || (tensor.type == DataType::kFLOAT && !attributes_.half_only);
 }
 
 bool PluginCore::check_count(int input_count, int output_count) const {
@@ -103,21 +129,22 @@ bool PluginCore::check_tensors(const PluginTensorDesc* tensors, Sizes* sizes, cu
   Shape shapes[kMaxInputs + 1];
   for (int i = 0; i <= op_.input_count; ++i) {
     if (!supports(i, tensors[i], tensors[0])) {
-      const Port& port = i < op_.input_count ? op_.inputs[i] : op_.output;
-      log_error(op_.name, std::string(port.name) + " has type " +
+      log_error(op_.name, std::string(port_at(op_, i).name) + " has type " +
                               std::to_string(static_cast<int>(tensors[i].type)) + " and format " +
                               std::to_string(static_cast<int>(tensors[i].format)) +
                               ", expected a linear tensor of " +
-                              (i == 0 && attributes_.half_only   ? "half"
-                               : i == 0                          ? "float or half"
-                               : port.element == Element::kData  ? "the type of x"
-                               : port.element == Element::kIndex ? "32-bit integers"
-                                                                 : "float"));
+                              type_text(op_, i, attributes_.half_only != 0));
       return false;
     }
     shapes[i] = shape_of(tensors[i].dims);
   }
-  *type = tensors[0].type == DataType::kHALF ? cuda::Type::kHalf : cuda::Type::kFloat;
+  // Of operators without data of their own it says nothing.
+  *type = cuda::Type::kFloat;
+  for (int i = 0; i <= op_.input_count; ++i) {
+    if (port_at(op_, i).element != Element::kData) continue;
+    if (tensors[i].type == DataType::kHALF) *type = cuda::Type::kHalf;
+    break;
+  }
   const std::string problem = check_shapes(op_, attributes_, shapes, shapes[op_.input_count], *type, sizes);
   if (problem.empty()) return true;
   log_error(op_.name, problem);

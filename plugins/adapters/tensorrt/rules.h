@@ -7,6 +7,9 @@ namespace dyndeploy {
 namespace tensorrt {
 
 extern const Rules kBottleneckRules;
+extern const Rules kQuantizedBottleneckRules;
+extern const Rules kQuantizeBytesRules;
+extern const Rules kDequantizeBytesRules;
 extern const Rules kTransformerRules;
 extern const Rules kSpatialMaskerRules;
 extern const Rules kChannelMaskerRules;

@@ -91,28 +91,13 @@ const char* misaligned_tensor(const BottleneckShape& shape, Type type, const Bot
 
 int stand_in_masks(const BottleneckShape& shape, Type type, const TimingRates& rates,
                    BottleneckTensors* tensors, void* workspace, void* stream) {
-  const std::size_t batch = static_cast<std::size_t>(shape.batch);
-  const std::size_t positions = rates.spatial > 0 ? batch * static_cast<std::size_t>(shape.mask_height) *
-                                                        static_cast<std::size_t>(shape.mask_width)
-                                                  : 0;
-  const std::size_t groups = rates.channels > 0 ? batch * static_cast<std::size_t>(shape.channel_groups) : 0;
   // In place of the hidden maps, which are written when the masks have been read.
   std::size_t bytes = 0;
   const BottleneckArguments a = plan(shape, type, *tensors, workspace, device_traits(), bytes);
-  const std::size_t room = batch * static_cast<std::size_t>(a.in_pixels) *
+  const std::size_t room = static_cast<std::size_t>(shape.batch) * static_cast<std::size_t>(a.in_pixels) *
                            static_cast<std::size_t>(shape.middle) * element_size(type);
-  if ((positions + groups) * sizeof(float) > room) return 0;
-  float* memory = static_cast<float*>(a.h1);
-  int error = 0;
-  if (positions > 0) {
-    error = fill_mask(memory, static_cast<int>(positions), rates.spatial, stream);
-    tensors->spatial_mask = memory;
-  }
-  if (error == 0 && groups > 0) {
-    error = fill_mask(memory + positions, static_cast<int>(groups), rates.channels, stream);
-    tensors->channel_mask = memory + positions;
-  }
-  return error;
+  return fill_masks(shape, rates, &tensors->spatial_mask, &tensors->channel_mask, static_cast<float*>(a.h1),
+                    room, stream);
 }
 
 BottleneckChoice bottleneck_choice(const BottleneckShape& shape, Type type, int capability, int processors,

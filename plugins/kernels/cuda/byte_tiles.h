@@ -3,12 +3,12 @@
 // the other, and move in runs of 16 bytes: instructions for bytes want four inputs in a register.
 #pragma once
 
+#include "bytes.h"
 #include "mma_tile.h"
 
 namespace dyndeploy {
 namespace cuda {
 
-using Byte = std::uint8_t;
 constexpr int kByteRun = 16;  // bytes of one access
 using ByteWord = Word<Byte, kByteRun>;
 

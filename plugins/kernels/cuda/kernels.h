@@ -11,7 +11,8 @@
 namespace dyndeploy {
 namespace cuda {
 
-enum class Type : std::int32_t { kFloat = 0, kHalf = 1 };
+// kByte: activations of maskers alone, in units of their scale, which the first weight holds.
+enum class Type : std::int32_t { kFloat = 0, kHalf = 1, kByte = 2 };
 
 // The size of a product's tiles. kBest: that of the least cost by the formula of choose.h, or, where that
 // says so, several of which the device takes what fits its masks. Where a kind has no tiny one, that is the
@@ -136,6 +137,13 @@ int quantized_bottleneck_candidates(const BottleneckShape& shape, int capability
                                     Tiles* candidates);
 const char* misaligned_tensor(const BottleneckShape& shape, const QuantizedBottleneckTensors& tensors,
                               const void* workspace);
+int stand_in_masks(const BottleneckShape& shape, const TimingRates& rates,
+                   QuantizedBottleneckTensors* tensors, void* workspace, void* stream);
+
+// Where bytes begin and end, for `count` elements: round_half_even(x / scale), cut to [0, 255] (NaN gives 0),
+// and scale * x, rounded to the type of y. Of bytes, 4 begin at a multiple of 4.
+int run_quantize(std::size_t count, Type type, const void* x, float scale, std::uint8_t* y, void* stream);
+int run_dequantize(std::size_t count, Type type, const std::uint8_t* x, float scale, void* y, void* stream);
 
 // mask (N, groups, mask_height, mask_width): adaptive average pooling of x, then a 1x1 convolution with
 // weight (groups, C) and bias (groups) in float; 1 where the result is >= 0, else 0. Sums in float whatever

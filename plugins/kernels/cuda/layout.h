@@ -9,7 +9,7 @@
 namespace dyndeploy {
 namespace cuda {
 
-inline std::size_t element_size(Type type) { return type == Type::kHalf ? 2 : 4; }
+inline std::size_t element_size(Type type) { return type == Type::kByte ? 1 : type == Type::kHalf ? 2 : 4; }
 
 inline bool aligned(const void* pointer) { return reinterpret_cast<std::uintptr_t>(pointer) % 16 == 0; }
 

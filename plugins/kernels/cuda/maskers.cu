@@ -1,6 +1,6 @@
 // Maskers: pooling and a small product, bound by reading x once. Sums are floats in a fixed order.
-#include "kernels.h"
-#include "platform.h"
+#include "bytes.h"
+#include "layout.h"
 #include "pooling.h"
 
 namespace dyndeploy {
@@ -168,9 +168,25 @@ int launch_channel(const ChannelMaskerArguments& a, void* stream) {
   return error != 0 ? error : launch<ChannelMaskerKernel>(a.shape.batch, 1, a, sequence);
 }
 
-bool fits_vectors(int channels, std::size_t element, const void* x) {
-  const Type type = element == 2 ? Type::kHalf : Type::kFloat;
-  return masker_vector(channels, type) > 1 && reinterpret_cast<std::uintptr_t>(x) % 16 == 0;
+// Elements of x, and how many of them move in one access.
+template <class T, int kWidth>
+struct Taken {
+  using Element = T;
+  static constexpr int kVector = kWidth;
+};
+
+// Calls use(taken) for an x of that type.
+template <class Use>
+int choose_access(Type type, int channels, const void* x, const Use& use) {
+  const bool vectors = masker_vector(channels, type) > 1 && reinterpret_cast<std::uintptr_t>(x) % 16 == 0;
+  switch (type) {
+    case Type::kByte:
+      return vectors ? use(Taken<Byte, 16>()) : use(Taken<Byte, 1>());
+    case Type::kHalf:
+      return vectors ? use(Taken<Half, 8>()) : use(Taken<Half, 1>());
+    default:
+      return vectors ? use(Taken<float, 4>()) : use(Taken<float, 1>());
+  }
 }
 
 std::size_t round_up(std::size_t bytes) { return (bytes + 255) / 256 * 256; }
@@ -178,19 +194,17 @@ std::size_t round_up(std::size_t bytes) { return (bytes + 255) / 256 * 256; }
 }  // namespace
 
 int masker_vector(int channels, Type type) {
-  const int vector = type == Type::kHalf ? 8 : 4;
+  const int vector = 16 / static_cast<int>(element_size(type));
   return channels % vector == 0 ? vector : 1;
 }
 
 int run_spatial_masker(const SpatialMaskerShape& shape, Type type, const void* x, const float* weight,
                        const float* bias, float* mask, void* stream) {
   const SpatialMaskerArguments a = {shape, x, weight, bias, mask};
-  if (type == Type::kHalf) {
-    return fits_vectors(shape.channels, 2, x) ? launch_spatial<Half, 8>(a, stream)
-                                              : launch_spatial<Half, 1>(a, stream);
-  }
-  return fits_vectors(shape.channels, 4, x) ? launch_spatial<float, 4>(a, stream)
-                                            : launch_spatial<float, 1>(a, stream);
+  return choose_access(type, shape.channels, x, [&](auto taken) {
+    using Choice = decltype(taken);
+    return launch_spatial<typename Choice::Element, Choice::kVector>(a, stream);
+  });
 }
 
 std::size_t channel_masker_workspace(const ChannelMaskerShape& s) {
@@ -212,12 +226,10 @@ int run_channel_masker(const ChannelMaskerShape& shape, Type type, const void* x
   float* hidden = reinterpret_cast<float*>(reinterpret_cast<char*>(features) + round_up(channels));
   const ChannelMaskerArguments a = {shape, x,       hidden_weight, hidden_bias, weight, bias,
                                     mask,  partial, features,      hidden,      parts};
-  if (type == Type::kHalf) {
-    return fits_vectors(shape.channels, 2, x) ? launch_channel<Half, 8>(a, stream)
-                                              : launch_channel<Half, 1>(a, stream);
-  }
-  return fits_vectors(shape.channels, 4, x) ? launch_channel<float, 4>(a, stream)
-                                            : launch_channel<float, 1>(a, stream);
+  return choose_access(type, shape.channels, x, [&](auto taken) {
+    using Choice = decltype(taken);
+    return launch_channel<typename Choice::Element, Choice::kVector>(a, stream);
+  });
 }
 
 }  // namespace cuda

@@ -1,7 +1,7 @@
 // Sums over rows of a map, channel by channel, in a fixed order whatever the device.
 #pragma once
 
-#include "platform.h"
+#include "bytes.h"
 
 namespace dyndeploy {
 namespace cuda {

@@ -1,6 +1,7 @@
 // Which kernels a bottleneck in integers launches, and with which tiles.
 #include "bottleneck.h"
 #include "quantized_gather.h"
+#include "stand_in.h"
 
 namespace dyndeploy {
 namespace cuda {
@@ -147,6 +148,16 @@ const char* misaligned_tensor(const BottleneckShape& shape, const QuantizedBottl
     if (!aligned(tensor.address)) return tensor.name;
   }
   return nullptr;
+}
+
+int stand_in_masks(const BottleneckShape& shape, const TimingRates& rates,
+                   QuantizedBottleneckTensors* tensors, void* workspace, void* stream) {
+  std::size_t bytes = 0;
+  const QuantizedArguments a = plan_quantized(shape, *tensors, workspace, device_traits(), bytes);
+  const std::size_t room = static_cast<std::size_t>(shape.batch) * static_cast<std::size_t>(a.in_pixels) *
+                           static_cast<std::size_t>(shape.middle);
+  return fill_masks(shape, rates, &tensors->spatial_mask, &tensors->channel_mask, static_cast<float*>(a.h1),
+                    room, stream);
 }
 
 BottleneckChoice quantized_bottleneck_choice(const BottleneckShape& shape, int capability, int processors,

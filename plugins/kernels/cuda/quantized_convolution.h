@@ -26,15 +26,6 @@ struct QuantizedArguments : BottleneckArguments {
   int* bias3;            // (N, Co)
 };
 
-constexpr int kMostByte = 255;
-
-// The nearest integer of what is cut to [least, most], ties to even; the bounds are integers below 2^22.
-DYN_DEVICE int round_within(float v, float least, float most) {
-  constexpr float kWhole = 12582912.0f;  // 1.5 * 2^23: floats near it are integers
-  constexpr int kWholeBits = 0x4b400000;
-  v = v < least ? least : v > most ? most : v;
-  return bits_of(v + kWhole) - kWholeBits;
-}
 DYN_DEVICE float scaled(int sum, int bias, float multiplier) {
   return static_cast<float>(sum + bias) * multiplier;
 }

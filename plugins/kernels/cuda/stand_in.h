@@ -1,6 +1,7 @@
 // Masks for a run whose own masks say nothing.
 #pragma once
 
+#include "kernels.h"
 #include "platform.h"
 
 namespace dyndeploy {
@@ -36,6 +37,28 @@ inline int fill_mask(float* mask, int bits, int rate, void* stream) {
   if (golden > 1) a.step = golden;
   while (common_factor(bits, a.step) != 1) ++a.step;
   return launch<FillKernel>(divide_up(bits, FillKernel::kThreads), 1, a, stream);
+}
+
+// Fills masks of a bottleneck at `memory`, which has room for so many bytes, and points at them; see
+// stand_in_masks().
+inline int fill_masks(const BottleneckShape& shape, const TimingRates& rates, const float** spatial,
+                      const float** channels, float* memory, std::size_t room, void* stream) {
+  const std::size_t batch = static_cast<std::size_t>(shape.batch);
+  const std::size_t positions = rates.spatial > 0 ? batch * static_cast<std::size_t>(shape.mask_height) *
+                                                        static_cast<std::size_t>(shape.mask_width)
+                                                  : 0;
+  const std::size_t groups = rates.channels > 0 ? batch * static_cast<std::size_t>(shape.channel_groups) : 0;
+  if ((positions + groups) * sizeof(float) > room) return 0;
+  int error = 0;
+  if (positions > 0) {
+    error = fill_mask(memory, static_cast<int>(positions), rates.spatial, stream);
+    *spatial = memory;
+  }
+  if (error == 0 && groups > 0) {
+    error = fill_mask(memory + positions, static_cast<int>(groups), rates.channels, stream);
+    *channels = memory + positions;
+  }
+  return error;
 }
 
 }  // namespace cuda

@@ -35,9 +35,12 @@ EnginePlan plan_of(const Field& item, const Bundle& bundle) {
   found.plan = plan.value();
   plan["tensorrt"].text();
   const std::string precision = plan["precision"].text();
-  plan["precision"].require(precision == "fp32" || precision == "fp16", "fp32 or fp16");
-  found.half = precision == "fp16";
+  plan["precision"].require(precision == "fp32" || precision == "fp16" || precision == "int8",
+                            "fp32, fp16 or int8");
+  found.half = precision != "fp32";
   found.typed = plan["typed"].boolean();
+  const Field integers = plan.find("integers");
+  found.integers = !integers.is_null() && integers.boolean();
   found.tf32 = plan["tf32"].boolean();
   found.cuda_graph = plan["cuda_graph"].boolean();
   found.workspace_mib = plan["workspace_mib"].count();

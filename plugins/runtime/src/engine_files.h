@@ -23,7 +23,7 @@ struct EnginePlan {
   std::string described;  // one clause for people
   Json inputs;            // shapes by name
   Json plan;              // as it stands in the bundle: without the device's TensorRT and plugin library
-  bool half, typed, tf32, cuda_graph;
+  bool half, typed, integers, tf32, cuda_graph;
   std::int64_t workspace_mib;
   std::vector<std::string> float_layers;
   std::vector<std::pair<std::string, std::string>> plugins;  // name and version of creators

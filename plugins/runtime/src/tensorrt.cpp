@@ -372,8 +372,8 @@ class TrtBackend : public Backend {
     const std::string what = "building the engine of " + name;
     tell(what + " for " + facts_.gpu + " (" + plan.described + "): minutes on a board");
     const std::vector<const char*> layers = pointers(plan.float_layers);
-    const dyndeploy_trt_plan given{plan.half,     plan.typed,    plan.tf32, plan.workspace_mib,
-                                   layers.data(), layers.size(), nullptr,   0};
+    const dyndeploy_trt_plan given{plan.half,     plan.typed, plan.tf32, plan.workspace_mib, layers.data(),
+                                   layers.size(), nullptr,    0,         plan.integers};
     const std::string timings = read_timings(folder, facts_);
     Bytes engine(device_->functions), later(device_->functions);
     dyndeploy_trt_error error{};

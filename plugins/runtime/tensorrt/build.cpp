@@ -170,6 +170,7 @@ Built build_engine(dyndeploy_trt& trt, const void* onnx, std::size_t size, const
     config->setFlag(BuilderFlag::kFP16);
     keep_float(*network, *config, plan);
   }
+  if (plan.integers && !plan.typed) config->setFlag(BuilderFlag::kINT8);
 #endif
 #if DYNDEPLOY_TRT_HAS_MONITOR
   config->setProgressMonitor(&monitor);

@@ -15,7 +15,7 @@
 extern "C" {
 #endif
 
-#define DYNDEPLOY_TENSORRT_MODULE_ABI 1
+#define DYNDEPLOY_TENSORRT_MODULE_ABI 2
 #define DYNDEPLOY_TENSORRT_MODULE_ENTRY "dyndeploy_tensorrt_module"
 
 typedef struct {
@@ -52,6 +52,7 @@ typedef struct {
   size_t float_layer_count;
   const char* const* capabilities; /* "8.9"; none: of the GPU at hand */
   size_t capability_count;
+  int32_t integers; /* the graph has QuantizeLinear, from which TensorRT makes layers in INT8 */
 } dyndeploy_trt_plan;
 
 typedef struct {

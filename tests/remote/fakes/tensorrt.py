@@ -60,7 +60,7 @@ if _VERSION < (10, 0):
     NetworkDefinitionCreationFlag = enum.IntEnum("NetworkDefinitionCreationFlag", {"EXPLICIT_BATCH": 0})
 else:
     NetworkDefinitionCreationFlag = enum.IntEnum("NetworkDefinitionCreationFlag", {"STRONGLY_TYPED": 1})
-_FLAGS = {"FP16": 0, "TF32": 7, "OBEY_PRECISION_CONSTRAINTS": 12}
+_FLAGS = {"FP16": 0, "INT8": 1, "TF32": 7, "OBEY_PRECISION_CONSTRAINTS": 12}
 BuilderFlag = enum.IntEnum("BuilderFlag", _FLAGS if _VERSION < (11, 0) else {"TF32": 7})
 float32, float16, int32 = "float32", "float16", "int32"
 
