@@ -584,7 +584,12 @@ def test_candidates_are_other_tiles_that_the_formula_finds_near(kernels: ctypes.
 def test_a_single_kernel_replaces_several_where_it_is_asked_for(kernels: ctypes.CDLL) -> None:
     """At 7x7 a board launches two kernels of conv2 and conv3 in half; a size that is given is one kernel."""
     layer = Layer(64, 32, 64)
-    case = Case(layer, np.ones((1, 7, 7, 64), np.float32), random_weights(layer, 1), np.ones((1, 1, 7, 7), np.float32))
+    case = Case(
+        layer,
+        np.ones((1, 7, 7, 64), np.float32),
+        random_weights(layer, np.random.default_rng(1)),
+        np.ones((1, 1, 7, 7), np.float32),
+    )
     device = Device(53, 1)
 
     def launches() -> int:

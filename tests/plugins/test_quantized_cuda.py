@@ -129,11 +129,12 @@ def test_every_candidate(name: str, device: Device, kernels: ctypes.CDLL) -> Non
     case = whole(name, 7)
     values = {port.name: value for port, value in zip(case.spec.inputs, case.inputs, strict=True)}
     sizes = sizes_of(case, values)
+    device = replace(device, processors=1)  # with more, a small map leaves no choice
     candidates = candidates_of(kernels.dyn_quantized_candidates, sizes, device.capability, device.processors)
     for candidate in candidates:
         with asked(kernels, candidate):
             assert_agrees(Host(kernels, device), case)
-    assert len(candidates) > 1 or device.processors == 500
+    assert len(candidates) > 1
     assert kernels.dyn_quantized_candidates(sizes, 53, 1, integers([0] * 32)) == 0, "no products of bytes"
 
 

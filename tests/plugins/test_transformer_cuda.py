@@ -17,6 +17,7 @@ from tests.plugins.test_kernels_cuda import (
     FLOAT,
     GUARD,
     HALF,
+    MOST_CANDIDATES,
     QUICK,
     Arrays,
     Device,
@@ -370,17 +371,16 @@ def test_masks_for_timing_have_the_planned_rate(kernels: ctypes.CDLL, names: tup
 @pytest.mark.parametrize("kind", [FLOAT, HALF], ids=["float", "half"])
 @pytest.mark.parametrize("capability", [62, 75, 87])
 def test_every_candidate_gives_the_same_bits(kernels: ctypes.CDLL, kind: int, capability: int) -> None:
-    device, case = Device(capability, 4), several_tiles(VARIANTS[-1], 0, 1)
+    device, case = Device(capability, 8), several_tiles(VARIANTS[-1], 0, 1)
     call = Prepared(Host(kernels, device), kind, case)
     arguments = (call._sizes, call._numbers, kind, capability, device.processors)
     candidates = candidates_of(kernels.dyn_transformer_candidates, *arguments)
     first = run(Host(kernels, device), kind, case)
+    # Three of the four products vary at most: then proj, which multiplies least, keeps the formula's size.
+    assert len(candidates) > 1 and (len(candidates) < MOST_CANDIDATES or {entry[1] for entry in candidates} == {0})
     for candidate in candidates[1:]:
-        # proj multiplies least and keeps the formula's size.
-        assert candidate[1] == 0
         with asked(kernels, candidate):
             np.testing.assert_array_equal(run(Host(kernels, device), kind, case), first)
-    assert len(candidates) > 1
 
 
 @pytest.mark.parametrize(("capability", "kind"), [(62, FLOAT), (90, FLOAT), (62, HALF), (75, HALF), (90, HALF)])
