@@ -95,7 +95,7 @@ int stand_in_masks(const BottleneckShape&, Type, const TimingRates& rates, Bottl
 
 BottleneckChoice bottleneck_choice(const BottleneckShape& shape, Type type, int capability, int processors,
                                    const Tiles& tiles) {
-  BottleneckChoice choice = {type == Type::kHalf ? 8 : 4, capability >= 70, false, {}, {}};
+  BottleneckChoice choice = {type == Type::kHalf ? 8 : 4, capability >= 70, false, {}, {}, {}};
   for (int i = 0; i < 3; ++i) {
     choice.rows[i] = processors + static_cast<int>(tiles.sizes[i]);
     choice.columns[i] = shape.middle;
@@ -205,7 +205,7 @@ int stand_in_masks(const TransformerShape&, Type, const TransformerRates& rates,
 
 TransformerChoice transformer_choice(const TransformerShape& shape, Type type, int capability, int processors,
                                      const Tiles& tiles) {
-  TransformerChoice choice = {type == Type::kHalf ? 8 : 4, capability >= 70, {}, {}};
+  TransformerChoice choice = {type == Type::kHalf ? 8 : 4, capability >= 70, {}, {}, {}};
   for (int i = 0; i < 4; ++i) {
     choice.rows[i] = processors + static_cast<int>(tiles.sizes[i]);
     choice.columns[i] = shape.hidden;
