@@ -41,7 +41,7 @@ def test_detections_may_be_further_off_in_half() -> None:
     assert fp32.box < fp16.box and fp32.score < fp16.score
     assert fp32.mask_iou > fp16.mask_iou and fp32.unpaired < fp16.unpaired
     # What was simulated (benchmarks/results/detection-fp16.md) is inside; a wrong weight moves boxes by pixels.
-    assert 2 * 0.2 < fp16.box < 1 and 2 * 0.008 < fp16.score < 0.05 and fp16.unpaired > 0.08
+    assert 2 * 0.2 < fp16.box < 1 and 2 * 0.008 < fp16.score < 0.05 and fp16.unpaired > 0.06
     assert (fp32.cut, fp16.cut) == pytest.approx((1e-4, 2e-3))
     for name in ("bf16", "int8"):
         with pytest.raises(UsageError, match=f"How far {name} moves boxes was never measured"):
