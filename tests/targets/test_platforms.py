@@ -133,13 +133,13 @@ def test_an_operator_without_a_kernel_of_the_family_is_not_promised_one(monkeypa
         specs[name] = replace(specs[name], kernels=kernels)
     monkeypatch.setattr(platforms, "OPERATORS", specs)
     runs = {
-        name: {row["operator"]: row["runs"] for row in load_target(name).capabilities()} for name in ("cpu", "nano")
+        name: {row["operator"]: row["runs"] for row in load_target(name).capabilities()} for name in ("cpu", "agx_orin")
     }
     assert (runs["cpu"][bare], runs["cpu"][cpu_only]) == ("body", "native")
-    assert (runs["nano"][bare], runs["nano"][cpu_only]) == ("none", "none")
-    (note,) = {row["note"] for row in load_target("nano").capabilities() if row["runs"] == "none"}
+    assert (runs["agx_orin"][bare], runs["agx_orin"][cpu_only]) == ("none", "none")
+    (note,) = {row["note"] for row in load_target("agx_orin").capabilities() if row["runs"] == "none"}
     assert "cannot run there" in note
-    assert {kind for name, kind in runs["nano"].items() if name not in {bare, cpu_only, *PLAIN, *BYTES}} == {"plugin"}
+    assert {kind for name, kind in runs["agx_orin"].items() if name not in {bare, cpu_only, *PLAIN}} == {"plugin"}
 
 
 def test_who_takes_branches() -> None:
