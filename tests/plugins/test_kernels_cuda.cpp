@@ -1127,6 +1127,36 @@ void test_shapes() {
   CHECK(host::float_to_half(65519.0f) == 0x7bff && host::float_to_half(65520.0f) == 0x7c00, "overflow");
   CHECK(host::float_to_half(std::ldexp(1.0f, -25)) == 0 && host::float_to_half(std::ldexp(1.5f, -25)) == 1,
         "underflow");
+  // A sum that a float rounds to a tie between two halves: rounded twice, each of these goes the wrong way.
+  const auto fused = [](float x, float y, float z) {
+    return host::half_to_float(
+        host::fused_multiply_add(host::float_to_half(x), host::float_to_half(y), host::float_to_half(z)));
+  };
+  const float above = 1 + std::ldexp(1.0f, -7), below = 1 - std::ldexp(1.0f, -7);
+  const float step = std::ldexp(1.0f, -10);
+  CHECK(fused(above, below * step / 2, 1 + step) == 1 + step, "just below a tie");
+  CHECK(fused(-above, below * step / 2, -1 - step) == -1 - step, "just below a tie, negative");
+  CHECK(fused(-above, below * step / 2, 1 + step) == 1 + step, "just above a tie");
+  CHECK(fused(1.0f, step / 2, 1 + step) == 1 + 2 * step && fused(1.0f, step / 2, 1.0f) == 1.0f,
+        "ties to even");
+  CHECK(std::isinf(fused(65504.0f, 65504.0f, 0.0f)) && fused(0.0f, 1.0f, 2.5f) == 2.5f, "the ends");
+  // Against a sum of integers, which is exact: halves of 11 bits that stand up to 20 bits apart.
+  Rng rng(11);
+  for (int turn = 0; turn < 20000; ++turn) {
+    const int a = pick(rng, 1024, 2047), b = pick(rng, 1024, 2047), shift = pick(rng, 0, 20);
+    const long long c = static_cast<long long>(pick(rng, -2047, 2047)) << shift;
+    const long long exact = static_cast<long long>(a) * b + c, size = exact < 0 ? -exact : exact;
+    int unit = 0;
+    while ((size >> unit) >= 2048) ++unit;
+    long long kept = size >> unit;
+    const long long rest = 2 * (size - (kept << unit)), whole = 1LL << unit;
+    if (rest > whole || (rest == whole && kept % 2 == 1)) ++kept;
+    const float expected = std::ldexp(static_cast<float>(exact < 0 ? -kept : kept), unit - 20);
+    const float got = fused(std::ldexp(static_cast<float>(a), -10), std::ldexp(static_cast<float>(b), -10),
+                            std::ldexp(static_cast<float>(c), -20));
+    CHECK(got == expected, "%d %d %lld: %a, not %a", a, b, c, static_cast<double>(got),
+          static_cast<double>(expected));
+  }
 }
 
 // A launch asks a device once for what does not change, and a failed question again.

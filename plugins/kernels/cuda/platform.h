@@ -772,10 +772,8 @@ inline HalfPair both_second(HalfPair a, HalfPair b) { return {a.second, b.second
 inline float low(HalfPair v) { return to_float(v.first); }
 inline float high(HalfPair v) { return to_float(v.second); }
 inline HalfPair multiply_add(HalfPair a, HalfPair b, HalfPair c) {
-  HalfPair out;
-  from_float(std::fma(low(a), low(b), low(c)), out.first);
-  from_float(std::fma(high(a), high(b), high(c)), out.second);
-  return out;
+  return {{host::fused_multiply_add(a.first.bits, b.first.bits, c.first.bits)},
+          {host::fused_multiply_add(a.second.bits, b.second.bits, c.second.bits)}};
 }
 
 struct Quad {

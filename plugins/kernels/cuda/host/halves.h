@@ -42,6 +42,22 @@ inline std::uint16_t float_to_half(float value) {
   return static_cast<std::uint16_t>(sign | ((rounded - 0x38000000u) >> 13));
 }
 
+// a * b + c of halves, rounded once as HFMA2 rounds it. The double is exact wherever that decides; brought to
+// a float whose last bit is odd where it is not exact, it rounds to a half as the double itself would.
+inline std::uint16_t fused_multiply_add(std::uint16_t a, std::uint16_t b, std::uint16_t c) {
+  const double sum = static_cast<double>(half_to_float(a)) * static_cast<double>(half_to_float(b)) +
+                     static_cast<double>(half_to_float(c));
+  float value = static_cast<float>(sum);
+  const double rounded = static_cast<double>(value);
+  std::uint32_t word;
+  std::memcpy(&word, &value, sizeof word);
+  if ((word & 1u) == 0 && (rounded < sum || rounded > sum)) {
+    word += std::fabs(rounded) < std::fabs(sum) ? 1u : 0xffffffffu;
+    std::memcpy(&value, &word, sizeof value);
+  }
+  return float_to_half(value);
+}
+
 }  // namespace host
 }  // namespace cuda
 }  // namespace dyndeploy
