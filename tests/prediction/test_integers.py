@@ -21,7 +21,6 @@ from dyndeploy.prediction.calibrated import CalibratedModel, Calibration, class_
 from dyndeploy.prediction.device_model import AnalyticalModel
 from dyndeploy.prediction.integers import IntegerModel, integer_gain
 from dyndeploy.prediction.kernels import Kernel, conv_kernel, moving_kernel, reorder_kernel
-from dyndeploy.targets import load_target
 from dyndeploy.targets.devices import load_device
 from tests.prediction.calls import bottleneck
 
@@ -168,14 +167,14 @@ def test_a_graph_in_integers_is_the_work_of_the_one_in_floats() -> None:
     assert found == {
         "stem/Conv": ("conv", "int8"),
         "layer1.0/t": ("transpose", "int8"),
-        "layer1.0/m": ("spatial_masker", "fp32"),
+        "layer1.0/m": ("spatial_masker", "fp16"),
         "layer1.0/b": ("spatial_bottleneck", "int8"),
-        "head/mean": ("pool", "fp32"),
-        "head/fc": ("gemm", "fp32"),
+        "head/mean": ("pool", "fp16"),
+        "head/fc": ("gemm", "fp16"),
     }
     assert kernels["stem/Conv"].macs == 8 * 8 * 16 * 27 and kernels["stem/Conv"].weight_bytes == 16 * 27
     assert kernels["layer1.0/t"].read_bytes == 8 * 8 * 16, "bytes are moved"
-    assert kernels["head/fc"].weight_bytes == 4 * 16 * 10
+    assert kernels["head/fc"].weight_bytes == 2 * 16 * 10, "TensorRT computes in half what is not in integers"
     block = kernels["layer1.0/b"]
     assert block.weight_bytes == pytest.approx(2 * 16 * 8 + 9 * 64 + 32, abs=64) and block.launches is not None
     # Asked for in FP32, it is the FP32 network.
@@ -191,7 +190,8 @@ def test_what_a_board_keeps_in_floats_is_priced_in_floats() -> None:
     resident = np.full(1, sum(kernel.weight_bytes for kernel in mixed))
     for kernel, found in zip(mixed, ms, strict=True):
         assert found == AnalyticalModel(device, kernel.precision).price([kernel], resident)[0][0]
-    (note,) = predict(quantised_graph(), "agx_orin", precision="int8").notes
-    assert note == f"Not to be had yet: for agx_orin, {load_target('agx_orin').precisions['int8'].reason}."
+    assert not any(
+        "Not to be had yet" in note for note in predict(quantised_graph(), "agx_orin", precision="int8").notes
+    )
     with pytest.raises(UsageError, match="no INT8 arithmetic"):
         predict(quantised_graph(), "tx2", precision="int8")

@@ -152,13 +152,6 @@ int list_tactics(const Operator& op, const Attributes& attributes, const Sizes& 
 std::string describe_choice(const Operator& op, const Attributes& attributes, const Sizes& sizes,
                             cuda::Type type, int capability, int processors);
 
-// The same of the operator of that name, empty where attributes or shapes do not fit it. `shapes` holds the
-// rank and the sizes of every input. A negative tactic is one that the builder has not told: then it is the
-// one that this process has timed, or, with `has_tactics` (IPluginV3), perhaps another than the formula's.
-std::string describe_kernels(const std::string& name, const std::int32_t* attributes, int attribute_count,
-                             const std::int64_t* shapes, int shape_count, bool half, int capability,
-                             int processors, std::int32_t tactic, bool has_tactics);
-
 std::string to_text(const Shape& shape);
 
 }  // namespace tensorrt

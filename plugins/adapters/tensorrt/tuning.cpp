@@ -7,6 +7,7 @@
 #include <sstream>
 
 #include "log.h"
+#include "rules.h"
 #include "timing.h"
 
 namespace dyndeploy {
@@ -179,6 +180,42 @@ int read_timed_tactics(const std::string& text) {
     ++taken;
   }
   return taken;
+}
+
+std::string describe_kernels(const std::string& name, const std::int32_t* attributes, int attribute_count,
+                             const std::int64_t* shapes, int shape_count, bool half, int capability,
+                             int processors, std::int32_t tactic, bool has_tactics) {
+  const Operator* op = nullptr;
+#define DYNDEPLOY_FIND_OPERATOR(NAME, KIND) \
+  if (name == k##NAME.name) op = &k##NAME;
+  DYNDEPLOY_TENSORRT_OPERATORS(DYNDEPLOY_FIND_OPERATOR)
+#undef DYNDEPLOY_FIND_OPERATOR
+  if (!op || attribute_count != op->value_count()) return std::string();
+  Attributes given = {};
+  for (int i = 0; i < attribute_count; ++i) given.values[i] = attributes[i];
+  Shape inputs[kMaxInputs] = {};
+  int at = 0;
+  for (int i = 0; i < op->input_count; ++i) {
+    const std::int64_t rank = at < shape_count ? shapes[at++] : -1;
+    if (rank < 0 || rank > kMaxRank || rank > shape_count - at) return std::string();
+    inputs[i].rank = static_cast<int>(rank);
+    for (int axis = 0; axis < inputs[i].rank; ++axis) inputs[i].sizes[axis] = shapes[at++];
+  }
+  const cuda::Type type = half ? cuda::Type::kHalf : cuda::Type::kFloat;
+  Sizes sizes;
+  if (at != shape_count || !op->rules->check_attributes(*op, given).empty() ||
+      !bind_sizes(*op, inputs, &sizes).empty() || !op->rules->check_sizes(*op, given, sizes, type).empty() ||
+      !all_known(*op, sizes) || sizes['N'] < 1) {
+    return std::string();
+  }
+  // As the largest batch of an engine.
+  given.largest_batch = static_cast<std::int32_t>(sizes['N']);
+  cuda::Tiles tiles;
+  given.tactic = tiles_of(tactic, &tiles) && op->rules->candidates ? tactic : 0;
+  if (tactic < 0) given.tactic = timed_tactic(*op, given, sizes, type, capability, processors);
+  const std::string text = describe_choice(*op, given, sizes, type, capability, processors);
+  const bool untold = tactic < 0 && given.tactic == 0 && has_tactics && op->rules->candidates;
+  return untold && !text.empty() ? text + " unless tuned" : text;
 }
 
 }  // namespace tensorrt

@@ -24,5 +24,13 @@ std::string timed_tactics();
 // left out. Returns how many were taken, -1 for another format.
 int read_timed_tactics(const std::string& text);
 
+// describe_choice() of the operator of that name, empty where attributes or shapes do not fit it. `shapes`
+// holds the rank and the sizes of every input. A negative tactic is one that the builder has not told: then
+// it is the one that this process has timed, or, with `has_tactics` (IPluginV3), perhaps another than the
+// formula's.
+std::string describe_kernels(const std::string& name, const std::int32_t* attributes, int attribute_count,
+                             const std::int64_t* shapes, int shape_count, bool half, int capability,
+                             int processors, std::int32_t tactic, bool has_tactics);
+
 }  // namespace tensorrt
 }  // namespace dyndeploy
