@@ -164,7 +164,7 @@ def _plugin(item: Field) -> tuple[str, str]:
 
 
 def _plugin_node(item: Field) -> tuple[str, tuple[int, ...], tuple[tuple[int, ...], ...]]:
-    attributes = item["attributes"].sequence(lambda value: value.tally(-(2**31)))
+    attributes = item["attributes"].sequence(lambda value: value.count(-(2**31), 2**31 - 1))
     return item["operator"].text(), attributes, item["shapes"].sequence(lambda shape: shape.sequence(_size))
 
 

@@ -8,6 +8,7 @@ import onnx
 
 from dyndeploy.bundle import Bundle, MaskInfo, PartInfo, StageInfo, TensorInfo
 from dyndeploy.graphs.inspect import all_nodes, foreign_operators, not_finite_weights
+from dyndeploy.graphs.tensorrt_bytes import has_bytes, with_plugin_bytes
 from dyndeploy.ops import DOMAIN, OPERATORS
 from dyndeploy.targets import PORTABLE, Target, load_target
 from dyndeploy.verification.report import Check
@@ -61,7 +62,11 @@ def _legal(name: str, model: onnx.ModelProto, target: Target, problems: list[str
     damaged = not_finite_weights(model)
     if damaged:
         problems.append(f"weights that are not finite: {damaged}")
-    foreign = foreign_operators(model, OPERATORS, target.allowed_operators)
+    allowed = target.allowed_operators
+    if target.runtime == "tensorrt" and has_bytes(model):
+        # What its parser is given, with the two that make TensorRT's own INT8 since 8.0.
+        model, allowed = with_plugin_bytes(model), (allowed or frozenset()) | {"QuantizeLinear", "DequantizeLinear"}
+    foreign = foreign_operators(model, OPERATORS, allowed)
     if foreign:
         problems.append(f"{', '.join(foreign)} not known to run on {target.name}")
     return Check(name, not problems, "; ".join(problems) or f"opset {opset}, IR {model.ir_version}, {target.name}")
