@@ -753,11 +753,11 @@ void check_state(Creator& creator, const Case& node, Plugin& plugin, const std::
         node.op + ": a newer format was accepted");
   if (!node.attributes.empty()) {
     State invalid = good;
-    std::memset(invalid.data() + 24, 0, 4);
+    std::memset(invalid.data() + 28, 0, 4);
     CHECK(!restore(invalid), node.op + ": accepted an attribute of 0");
   }
   State unknown = good;
-  unknown[22] = 1;
+  unknown[26] = 1;
   take_log();
   CHECK(!restore(unknown) && take_log().find("holds tactic 65536, which") != std::string::npos,
         node.op + ": accepted an unknown tactic");

@@ -116,7 +116,7 @@ def repack(spec: OperatorSpec, shapes: Shapes, group: int) -> Shapes:
             by_name[name] = (*by_name[name][-inputs:], *by_name[name][:-inputs])
         return list(by_name.values())
     if "w1" not in by_name:
-        return shapes
+        return [word_shape(port.element, by_name[port.name]) for port in spec.inputs]
     for name in ("w1", "w3", "wd", "ws", "we"):
         if name in by_name:
             by_name[name] = by_name[name][::-1]
