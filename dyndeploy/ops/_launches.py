@@ -27,7 +27,7 @@ def channel_masker_launches(f: Mapping[str, float], element: float) -> Sequence[
 
 
 def bottleneck_launches(f: Mapping[str, float], element: float, *, skips_alone: bool = False) -> Sequence[Launch]:
-    """Lists and copies, then conv1, conv2 and conv3 (with the projection as a second segment of its sums).
+    """Lists and copies, then conv1, conv2 and conv3 (with the projection as a segment of its sums).
 
     With a squeeze-and-excitation, the map behind conv2 is averaged, the means are squeezed, and what conv3 reads is
     multiplied in place with the factors.
@@ -71,12 +71,18 @@ def bottleneck_launches(f: Mapping[str, float], element: float, *, skips_alone: 
             layer="conv2", patches=second / 4 if transformed else 0.0,
             tried=tuple(pixels_out * rate for rate, _ in shares),
         ),
-        Launch(
-            active, cout, hidden, moved=active * (hidden + 2.0 * cout) * element, weights=hidden * cout * element,
-            share=share, uneven=True, layer="conv3",
-            tried=tuple(pixels_out * (1.0 if f["projection"] else rate) for rate, _ in shares),
-        ),
     ]  # fmt: skip
+    conv3 = Launch(
+        active, cout, hidden, moved=active * (hidden + 2.0 * cout) * element, weights=hidden * cout * element,
+        share=share, uneven=True, layer="conv3", tried=tuple(pixels_out * rate for rate, _ in shares),
+    )  # fmt: skip
+    if f["projection"]:
+        # One launch, whose tiles of active pixels sum the hidden map besides.
+        all_pixels = tuple(pixels_out for _ in shares)
+        moved, weights = pixels_out * (cin + cout) * element, cin * cout * element
+        launches.append(Launch(pixels_out, cout, cin, moved=moved, weights=weights, layer="conv3", tried=all_pixels))
+        conv3 = conv3._replace(moved=active * hidden * element, tried=all_pixels, joins=True)
+    launches.append(conv3)
     squeezed = f.get("squeezed", 0.0)
     if squeezed:
         excited = f["batch"] * f["rate_excited"] / some
@@ -86,7 +92,4 @@ def bottleneck_launches(f: Mapping[str, float], element: float, *, skips_alone: 
             Launch(excited, squeezed, hidden, moved=4.0 * excited * hidden, weights=weights, share=share),
             Launch(excited, hidden, squeezed, moved=2.0 * active * hidden * element, weights=weights, share=share),
         ]
-    if f["projection"]:
-        moved, weights = pixels_out * (cin + cout) * element, cin * cout * element
-        launches.append(Launch(pixels_out, cout, cin, moved=moved, weights=weights, layer="conv3"))
     return launches

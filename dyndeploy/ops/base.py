@@ -148,6 +148,7 @@ class Launch(NamedTuple):
         patches: Of a 3x3 that kernels without tensor cores compute by Winograd's algorithm: active patches of 2 x 2
             outputs; 0: none does.
         tried: Rows that its tile is chosen for, which count alike; none: its own.
+        joins: Whether it adds to the sums of some tiles of the launch before it: no gap, begin or end is its own.
     """
 
     rows: float = 0.0
@@ -162,6 +163,7 @@ class Launch(NamedTuple):
     layer: str = ""
     patches: float = 0.0
     tried: tuple[float, ...] = ()
+    joins: bool = False
 
 
 @dataclass(frozen=True)
