@@ -77,8 +77,36 @@ def launches_of_blocks(precision: str) -> dict[str, int]:
         if kernel.block is not None:
             launches = kernel.launches or ()
             transforms = 2 * sum(launch.patches > 0 for launch in launches)
-            counts[kernel.block] = counts.get(kernel.block, 0) + max(1, len(launches) + transforms)
+            own = sum(not launch.continues for launch in launches)
+            counts[kernel.block] = counts.get(kernel.block, 0) + max(1, own + transforms)
     return counts
+
+
+BOUND_RATES = (1.0, 0.5, 0.25)
+_PARTS = ("products", "padding", "loop", "tails", "ends", "gaps", "rest")
+
+
+def network_parts(device: Device, precision: str, rate: float, end: float) -> dict[str, dict[str, float]]:
+    """Where a run's milliseconds go and what cannot be beaten, by stage: the parts of :class:`LaunchTime`.
+
+    ``"copies"`` are what launches of ours without products take, ``"runtime"`` what TensorRT's own layers do;
+    ``"network"`` is the sum of all stages.
+    """
+    kernels = _kernels(precision, rate)
+    found: dict[str, dict[str, float]] = {}
+    for launch in AnalyticalModel(device, precision, "tensorrt", end=end).parts(kernels):
+        kernel = kernels[launch.kernel]
+        stage = (kernel.block or "others").partition(".")[0]
+        others = "" if launch.layer else "runtime" if kernel.launches is None else "copies"
+        for place in (stage, "network"):
+            times = found.setdefault(place, dict.fromkeys(("whole", "bound", *_PARTS, "copies", "runtime"), 0.0))
+            times["whole"] += launch.whole
+            times["bound"] += launch.bound
+            for name in _PARTS if not others else ("gaps",):
+                times[name] += getattr(launch, name)
+            if others:
+                times[others] += launch.whole - launch.gaps
+    return found
 
 
 def block_us(device: Device, precision: str, block: str, rate: float, end: float) -> tuple[float, int, float]:
@@ -153,6 +181,25 @@ def _network(device: Device, precision: str) -> tuple[dict[str, Any], list[str]]
         totals = "-".join(f"{total:.2f}" for total, _ in ends.values())
         blocks = ", ".join("-".join(f"{1e3 * b[block]:.0f}" for _, b in ends.values()) for block in last)
         lines.append(f"| {rate:g} | {totals} | {blocks} |")
+    return found, lines
+
+
+def _bound(device: Device, precision: str) -> tuple[dict[str, Any], list[str]]:
+    found: dict[str, Any] = {}
+    lines = [
+        "",
+        "Where the time goes, modelled, optimistic, in ms; the bound is what no kernel can beat: products at the",
+    ]
+    lines += [
+        "peak rate or bytes at the memory's, whichever is longer, gaps between launches, and TensorRT's own layers.",
+        "",
+    ]
+    titles = ("whole", "bound", *_PARTS[:-1], "waiting for bytes", "lists, copies, transforms", "TensorRT's layers")
+    lines += ["| rate | stage | " + " | ".join(titles) + " |", "|---|---|" + "---|" * len(titles)]
+    for rate in BOUND_RATES:
+        stages = found[str(rate)] = network_parts(device, precision, rate, 0.0)
+        for stage in sorted(stages, key=lambda name: (name == "network", name)):
+            lines.append(f"| {rate:g} | {stage} | " + " | ".join(f"{ms:.2f}" for ms in stages[stage].values()) + " |")
     return found, lines
 
 
@@ -259,7 +306,13 @@ def report(
             if device.is_local or own_kernels(device.hardware.compute_capability, precision, table=table) is None:
                 continue
             found: dict[str, Any] = {"device": name, "precision": precision}
-            parts = {"network": _network, "published": _published, "batches": _batches, "blocks": _blocks}
+            parts = {
+                "network": _network,
+                "bound": _bound,
+                "published": _published,
+                "batches": _batches,
+                "blocks": _blocks,
+            }
             parts |= {"transformer": _transformer, "detectors": _detectors}
             for part, made in parts.items():
                 found[part], said = made(device, precision)

@@ -46,13 +46,12 @@ def quantized_bottleneck_launches(
     # No 3x3 of bytes has transformed weights.
     launches = [launch._replace(patches=0.0) for launch in launches]
     if f["projection"]:
-        rows, conv3 = (
-            f["batch"] * f["oh"] * f["ow"],
-            next(k for k, item in enumerate(launches) if item.layer == "conv3"),
-        )
-        *launches, projection = launches
-        launches[conv3] = launches[conv3]._replace(moved=launches[conv3].moved + launches[conv3].rows * f["cout"])
-        launches.insert(conv3, projection._replace(moved=projection.moved + rows * f["cout"], layer="projection"))
+        place = next(k for k, launch in enumerate(launches) if launch.layer == "conv3")
+        projection, conv3 = launches[place : place + 2]
+        # Rounded on its own, in 16 bits a value, which conv3 reads beside the shortcut's place of y.
+        moved = conv3.moved + 3.0 * conv3.rows * f["cout"]
+        launches[place] = projection._replace(moved=projection.moved + projection.rows * f["cout"], layer="projection")
+        launches[place + 1] = conv3._replace(moved=moved, continues=False)
     if skips_channels:
         hidden, copies = f["cmid"] * f["channel_rate"], f["batch"] * launches[1].share
         weights = hidden * (9.0 * hidden / f["groups"] + f["cout"])
@@ -61,7 +60,7 @@ def quantized_bottleneck_launches(
 
 
 def bottleneck_launches(f: Mapping[str, float], element: float, *, skips_alone: bool = False) -> Sequence[Launch]:
-    """Lists and copies, then conv1, conv2 and conv3 (with the projection as a second segment of its sums).
+    """Lists and copies, then conv1, conv2 and conv3 (with the projection as a segment of its sums).
 
     With a squeeze-and-excitation, the map behind conv2 is averaged, the means are squeezed, and what conv3 reads is
     multiplied in place with the factors.
@@ -107,12 +106,18 @@ def bottleneck_launches(f: Mapping[str, float], element: float, *, skips_alone: 
             layer="conv2", patches=second / 4 if transformed else 0.0,
             tried=tuple(pixels_out * rate for rate, _ in shares),
         ),
-        Launch(
-            active, cout, hidden, moved=active * (hidden + 2.0 * cout) * element, weights=hidden * cout * element,
-            share=share, uneven=True, layer="conv3",
-            tried=tuple(pixels_out * (1.0 if f["projection"] else rate) for rate, _ in shares),
-        ),
     ]  # fmt: skip
+    conv3 = Launch(
+        active, cout, hidden, moved=active * (hidden + 2.0 * cout) * element, weights=hidden * cout * element,
+        share=share, uneven=True, layer="conv3", tried=tuple(pixels_out * rate for rate, _ in shares),
+    )  # fmt: skip
+    if f["projection"]:
+        # One launch, whose tiles of active pixels sum the hidden map besides.
+        all_pixels = tuple(pixels_out for _ in shares)
+        moved, weights = pixels_out * (cin + cout) * element, cin * cout * element
+        launches.append(Launch(pixels_out, cout, cin, moved=moved, weights=weights, layer="conv3", tried=all_pixels))
+        conv3 = conv3._replace(moved=active * hidden * element, tried=all_pixels, continues=True)
+    launches.append(conv3)
     squeezed = f.get("squeezed", 0.0)
     if squeezed:
         excited = f["batch"] * f["rate_excited"] / some
@@ -122,7 +127,4 @@ def bottleneck_launches(f: Mapping[str, float], element: float, *, skips_alone: 
             Launch(excited, squeezed, hidden, moved=4.0 * excited * hidden, weights=weights, share=share),
             Launch(excited, hidden, squeezed, moved=2.0 * active * hidden * element, weights=weights, share=share),
         ]
-    if f["projection"]:
-        moved, weights = pixels_out * (cin + cout) * element, cin * cout * element
-        launches.append(Launch(pixels_out, cout, cin, moved=moved, weights=weights, layer="conv3"))
     return launches

@@ -161,6 +161,7 @@ class Launch(NamedTuple):
             outputs; 0: none does.
         tried: Rows that its tile is chosen for, which count alike; none: its own.
         joins: Whether kernels for tensor cores from sm_80 on do it within the launch that follows, in halves.
+        continues: Whether it adds to the sums of some tiles of the launch before it: no gap, begin or end is its own.
     """
 
     rows: float = 0.0
@@ -176,6 +177,7 @@ class Launch(NamedTuple):
     patches: float = 0.0
     tried: tuple[float, ...] = ()
     joins: bool = False
+    continues: bool = False
 
 
 @dataclass(frozen=True)

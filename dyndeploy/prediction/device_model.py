@@ -182,6 +182,42 @@ class _Phase(NamedTuple):
     """1: it may begin early, because the one before is of the same operator."""
     opens: float = 0.0
     """1: its blocks make their lists themselves."""
+    continues: float = 0.0
+    """1: no gap, begin or end is its own."""
+
+
+class LaunchTime(NamedTuple):
+    """Where the time of one launch goes, in milliseconds.
+
+    Attributes:
+        kernel: Which kernel of the run launches it.
+        layer: Of our own kernels, as their table has it; empty for anything else.
+        whole: The sum of all parts below.
+        bound: What cannot be beaten: its gap, and the longer of its products at the peak rate and of its bytes at the
+            memory's. Of a runtime's own kernels their whole time, which no work on ours shortens.
+        products: At the peak rate.
+        padding: Rows, columns and inputs that fill up tiles, at the peak rate.
+        loop: What the main loop takes beyond the peak rate.
+        tails: What the last blocks take longer because few of them share a multiprocessor.
+        ends: Begin and end of blocks.
+        gaps: Between launches, those of further tiles included.
+        rest: What is no product of ours: copies, lists, transforms, waiting for bytes, and a runtime's own kernels.
+    """
+
+    kernel: int
+    layer: str
+    whole: float
+    bound: float
+    products: float = 0.0
+    padding: float = 0.0
+    loop: float = 0.0
+    tails: float = 0.0
+    ends: float = 0.0
+    gaps: float = 0.0
+    rest: float = 0.0
+
+
+_TIMES = ("products", "padding", "loop", "tails", "ends", "gaps")
 
 
 class AnalyticalModel:
@@ -232,6 +268,7 @@ class AnalyticalModel:
         )
         compute = constants.compute_efficiency if self.runtime == constants.runtime else None
         memory = constants.memory_efficiency if self.runtime == constants.runtime else None
+        self._memory_peak = hardware.dram_gb_per_s * 1e9
         self._bandwidth = hardware.dram_gb_per_s * 1e9 * (memory or MEMORY_EFFICIENCY)
         engine = self.runtime == "tensorrt"
         self._launch = (constants.launch_us or (_GRAPH_US if engine and graph else _LAUNCH_US)) * 1e-6
@@ -280,7 +317,8 @@ class AnalyticalModel:
 
         Of halves on boards, where the device chooses between tiles, only the launch that has work is counted.
         """
-        launches = [phase for index, kernel in enumerate(kernels) for phase in self._phases(index, kernel)]
+        phases = [phase for index, kernel in enumerate(kernels) for phase in self._phases(index, kernel)]
+        launches = [phase for phase in phases if not phase.continues]
         return len(launches), 1e3 * sum(self._launch - phase.early * self._early for phase in launches)
 
     def _units_of(self, hardware: Hardware, precision: str, fitted: float | None) -> list[_Unit]:
@@ -348,6 +386,40 @@ class AnalyticalModel:
             return max(self._spread, _SPREAD_DYNAMIC if kernel.launches is not None else _SPREAD_UNKNOWN)
         return max(self._spread, _SPREAD_KIND.get(kernel.kind, 0.0))
 
+    def parts(self, kernels: Sequence[Kernel]) -> Sequence[LaunchTime]:
+        """Where the time of every launch of one run goes, and what it cannot beat.
+
+        Args:
+            kernels: Of one run of a network.
+        """
+        phases = [phase for index, kernel in enumerate(kernels) for phase in self._phases(index, kernel)]
+        table = np.array(phases, np.float64).reshape(len(phases), len(_Phase._fields))
+        p = {name: table[:, index] for index, name in enumerate(_Phase._fields)}
+        resident = np.full(len(phases), sum(kernel.weight_bytes for kernel in kernels), np.float64)
+        seconds, _ = self._seconds(p, resident)
+        cycles = np.zeros((len(phases), 6))
+        self._own_products(p, *self._products(p), cycles)
+        gap = (self._launch - p["early"] * self._early) * (1.0 - p["continues"])
+        arithmetic = cycles / self._clock
+        outside, cold = self._uncached(p["moved"], resident)
+        bytes_ = (p["moved"] * outside + p["weights"] * cold) / self._memory_peak
+        least = gap + np.maximum(arithmetic[:, 0], bytes_)
+        found = []
+        for index, phase in enumerate(phases):
+            own = kernels[int(phase.kernel)].launches is not None
+            share, (products, padding, loop, tails, ends, tiles) = phase.share, arithmetic[index]
+            whole = seconds[index]
+            spent = np.array([products, padding, loop, tails, ends, gap[index] + tiles]) * share
+            times = {name: 1e3 * float(value) for name, value in zip(_TIMES, spent, strict=True)}
+            rest = 1e3 * float(whole - spent.sum())
+            found.append(
+                LaunchTime(
+                    int(phase.kernel), _LAYERS[int(phase.layer)], 1e3 * float(whole),
+                    1e3 * float(least[index] * share if own else whole), **times, rest=rest,
+                )
+            )  # fmt: skip
+        return found
+
     # ------------------------------------------------------------ time of phases
 
     def _seconds(self, p: dict[str, Array], resident: Array) -> tuple[Array, Array]:
@@ -362,15 +434,24 @@ class AnalyticalModel:
         )  # fmt: skip
         busy, tile_bytes = self._own_products(p, busy, tile_bytes)
         moved, weights = p["moved"], p["weights"]
-        # What a kernel leaves in the cache the next one finds there, unless the kernel itself pushes it out.
-        outside = np.clip(moved / max(self._l2, 1.0) - 1.0, 0.0, 1.0)
-        cold = np.clip(2.0 * resident / max(self._l2, 1.0) - 1.0, 0.0, 1.0)
+        outside, cold = self._uncached(moved, resident)
         bandwidth = self._bandwidth * np.where(dense, 1.0, _DEPTHWISE_MEMORY)
         memory = (moved * outside + weights * cold) / bandwidth
         cache = np.maximum(tile_bytes, moved + weights) / self._l2_bandwidth
-        launch = np.where(moved + weights + busy > 0, self._launch - p["early"] * self._early, 0.0)
+        gap = (self._launch - p["early"] * self._early) * (1.0 - p["continues"])
+        launch = gap * np.where(moved + weights + busy > 0, 1.0, 0.0)
         seconds = launch + np.maximum(np.maximum(busy, memory), cache)
         return np.maximum(seconds, self._dispatch) * p["share"], busy * p["share"]
+
+    def _uncached(self, moved: Array, resident: Array) -> tuple[Array, Array]:
+        """Shares of the bytes of activations, and of weights, that come from memory.
+
+        What a kernel leaves in the cache the next one finds there, unless the kernel itself pushes it out.
+        """
+        cache = max(self._l2, 1.0)
+        outside: Array = np.clip(moved / cache - 1.0, 0.0, 1.0)
+        cold: Array = np.clip(2.0 * resident / cache - 1.0, 0.0, 1.0)
+        return outside, cold
 
     def _products(self, p: dict[str, Array]) -> tuple[Array, Array]:
         """Seconds of arithmetic and bytes through the second-level cache, with the best unit and tile for each."""
@@ -394,8 +475,13 @@ class AnalyticalModel:
         arithmetic = np.where(some, best, 0.0)
         return arithmetic, np.where(some, traffic, 0.0)
 
-    def _own_products(self, p: dict[str, Array], busy: Array, tile_bytes: Array) -> tuple[Array, Array]:
-        """The same with the launches of our own kernels at their own figures."""
+    def _own_products(
+        self, p: dict[str, Array], busy: Array, tile_bytes: Array, parts: Array | None = None
+    ) -> tuple[Array, Array]:
+        """The same with the launches of our own kernels at their own figures.
+
+        ``parts`` (launches, 6) gets where their cycles go, as :class:`Cycles` has it, and gaps of further tiles.
+        """
         for place, layer in enumerate(_LAYERS):
             if self._own is None or not self._own.serves(layer):
                 continue
@@ -409,7 +495,7 @@ class AnalyticalModel:
             tried = np.stack([p[name][mine] for name in _TRIED], 1)
             # The slowest image of a batch has tiles of its own, whose sums are longer.
             slowest = p["slowest"][mine]
-            cycles, loaded, launched = self._own.cycles(
+            priced = self._own.price(
                 layer,
                 rows,
                 columns,
@@ -420,10 +506,13 @@ class AnalyticalModel:
                 tried,
                 slowest > 1,
                 p["opens"][mine] > 0,
+                p["continues"][mine],
             )
             busy, tile_bytes = busy.copy(), tile_bytes.copy()
-            busy[mine] = cycles / self._clock + (launched - 1.0) * self._launch
-            tile_bytes[mine] = loaded / slowest * self._element
+            busy[mine] = priced.cycles.all / self._clock + (priced.kernels - 1.0) * self._launch
+            tile_bytes[mine] = priced.loaded / slowest * self._element
+            if parts is not None:
+                parts[mine] = np.stack([*priced.cycles, (priced.kernels - 1.0) * self._launch * self._clock], 1)
         return busy, tile_bytes
 
     # ------------------------------------------------------------ phases of kernels
@@ -462,6 +551,7 @@ class AnalyticalModel:
                     index, launch.rows, launch.columns, launch.depth, launch.products, launch.taps, moved=launch.moved,
                     weights=launch.weights, slowest=slowest if launch.uneven else 1.0, share=launch.share,
                     layer=float(_LAYERS.index(launch.layer)), early=float(place > 0), opens=float(opens),
+                    continues=float(launch.continues),
                     **dict(zip(_TRIED, launch.tried, strict=False)),
                 )
                 for place, (launch, opens) in enumerate(self._launches_here(launches))

@@ -58,8 +58,41 @@ class _Tile(NamedTuple):
     """What begin and end add, where one block follows another."""
     cold: Array
     """The same where all begin together."""
+    peak: float
+    """Cycles of a strip of one block at the peak rate."""
     regular: bool
     """Whether it takes weights only as they stand in memory, not those of active channels (``choose.h``)."""
+
+
+class Cycles(NamedTuple):
+    """Where the cycles of launches go, each (launches,); their sum is what a launch takes."""
+
+    products: Array
+    """Products of rows and columns that there are, at the peak rate."""
+    padding: Array
+    """Those of rows, columns and inputs that fill up the last tiles and strips, likewise."""
+    loop: Array
+    """What the main loop takes longer than at the peak rate where all blocks are resident."""
+    tails: Array
+    """What the last blocks take longer because fewer of them share a multiprocessor."""
+    ends: Array
+    """Begin and end of blocks."""
+
+    @property
+    def all(self) -> Array:
+        """Their sum."""
+        found: Array = self.products + self.padding + self.loop + self.tails + self.ends
+        return found
+
+
+class Priced(NamedTuple):
+    """Launches as the kernels' table prices them, each (launches,)."""
+
+    cycles: Cycles
+    loaded: Array
+    """Elements that the tiles load."""
+    kernels: Array
+    """How many kernels share the rows."""
 
 
 class OwnKernels:
@@ -86,12 +119,12 @@ class OwnKernels:
         """Whether there are figures of a layer."""
         return layer in self._tiles
 
-    def cycles(
+    def price(
         self, layer: str, rows: Array, columns: Array, depth: Array, products: Array, taps: Array, processors: int,
         tried: Array | None = None, gathers: npt.NDArray[np.bool_] | None = None,
-        opens: npt.NDArray[np.bool_] | None = None,
-    ) -> tuple[Array, Array, Array]:  # fmt: skip
-        """Cycles of launches, elements that their tiles load, and how many kernels share the rows.
+        opens: npt.NDArray[np.bool_] | None = None, continues: Array | None = None,
+    ) -> Priced:  # fmt: skip
+        """Cycles of launches, each with the tile of least time.
 
         Args:
             layer: Of the table.
@@ -104,18 +137,22 @@ class OwnKernels:
             tried: Rows that a tile is chosen for, (launches, counts), which count alike; zeros or None: ``rows``.
             gathers: Whether a launch reads the weights of active channels alone; None: none does.
             opens: Whether every block finds its rows itself, (launches,); None: none does.
+            continues: 1 where the tiles begin and end with those of another launch; None: nowhere.
         """
         known = np.zeros((len(rows), 1)) if tried is None else tried
         known = np.where(known.sum(1, keepdims=True) > 0, known, rows[:, None])
         tiles = self._tiles[layer]
         apart = np.zeros(len(rows), np.bool_) if gathers is None else gathers
         unfit = np.array([tile.regular for tile in tiles])[:, None] & apart
+        opening = np.zeros(len(rows)) if opens is None else np.where(opens, OPENING_CYCLES, 0.0)
+        begins = 1.0 - (np.zeros(len(rows)) if continues is None else continues)
 
-        def priced(counts: Array, begins: Array | float = 0.0) -> Array:
-            found = [_cycles(tile, counts, columns, depth, products, taps, processors, begins) for tile in tiles]
+        def priced(counts: Array, opening: Array | float = 0.0) -> Array:
+            sizes = (counts, columns, depth, products, taps)
+            found = [_cycles(tile, *sizes, processors, begins, opening).all for tile in tiles]
             return np.where(unfit, np.inf, np.stack(found))
 
-        now = priced(rows, 0.0 if opens is None else np.where(opens, OPENING_CYCLES, 0.0))
+        now = priced(rows, opening)
         then = np.stack([priced(counts) for counts in known.T])  # (counts, tiles, launches)
         chosen = then.sum(0).argmin(0)
         # Kernels of the sizes that are best for one of the counts, each of which takes the rows that are its own.
@@ -128,41 +165,51 @@ class OwnKernels:
         sizes = np.array([(tile.rows, tile.columns, tile.depth) for tile in tiles], np.float64)[chosen].T
         strips = taps * np.ceil(depth / taps / sizes[2])
         loaded = np.ceil(rows / sizes[0]) * np.ceil(columns / sizes[1]) * products * strips * sizes[2]
-        return now[chosen, place], loaded * (sizes[0] / taps + sizes[1]), launched
+        given = (rows, columns, depth, products, taps, processors, begins, opening)
+        parts = np.stack([_cycles(tile, *given) for tile in tiles])
+        return Priced(Cycles(*parts[chosen, :, place].T), loaded * (sizes[0] / taps + sizes[1]), launched)
 
 
 def _cycles(
     tile: _Tile, rows: Array, columns: Array, depth: Array, products: Array, taps: Array, processors: int,
-    begins: Array | float = 0.0,
-) -> Array:  # fmt: skip
+    begins: Array, opening: Array | float,
+) -> Cycles:  # fmt: skip
     strips = taps * np.ceil(depth / taps / tile.depth)
     across = np.ceil(columns / tile.columns) * products
     most = np.ceil(np.ceil(rows / tile.rows) * across / processors).astype(np.int64)
     resident = len(tile.strip)
     whole, rest = most // resident, most % resident
 
-    def wave(count: npt.NDArray[np.int64]) -> Array:
-        index = np.maximum(count, 1) - 1
-        return np.where(count > 0, strips * tile.strip[index] + tile.fixed[index] + begins, 0.0)
+    def waves(of: Array) -> Array:
+        """Of whole waves and of the rest's."""
+        cycles: Array = whole * of[-1] + np.where(rest > 0, of[np.maximum(rest, 1) - 1], 0.0)
+        return cycles
 
     first = np.maximum(np.minimum(most, resident), 1) - 1
-    cycles = whole * wave(np.full_like(most, resident)) + wave(rest) + np.maximum(tile.cold - tile.fixed, 0.0)[first]
-    return np.where(most > 0, cycles, 0.0)
+    together = np.maximum(tile.cold - tile.fixed, 0.0)[first]
+    peak = most * strips * tile.peak
+    full = most / resident * strips * tile.strip[-1]
+    filled = rows * columns * depth * products / processors
+    needed = filled / (tile.rows * tile.columns * tile.depth) * tile.peak
+    ends = begins * (waves(tile.fixed) + together) + opening * (whole + (rest > 0))
+    found = Cycles(needed, peak - needed, full - peak, strips * waves(tile.strip) - full, ends)
+    return Cycles(*(np.where(most > 0, part, 0.0) for part in found))
 
 
 def _tile(row: Mapping[str, Any], end: float) -> _Tile:
     counts = sorted(map(int, row["blocks"]))
     resident = np.arange(1, counts[-1] + 1)
 
-    def by_count(name: str) -> Array:
+    def by_count(name: str, least: float = 1.0) -> Array:
         ends = [row["blocks"][str(count)][name] for count in counts]
-        known = [max(low, 1.0) ** (1.0 - end) * max(high, 1.0) ** end for low, high in ends]
+        known = [max(low, least) ** (1.0 - end) * max(high, least) ** end for low, high in ends]
         found: Array = np.interp(resident, counts, known)
         return found
 
     return _Tile(
         int(row["rows"]), int(row["columns"]), int(row["depth"]), by_count("strip_cycles"), by_count("fixed_cycles"),
-        by_count("cold_cycles"), row.get("unit") == _WARPGROUPS,
+        by_count("cold_cycles"), float((by_count("share", 1e-6) * by_count("strip_cycles") / resident)[-1]),
+        row.get("unit") == _WARPGROUPS,
     )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ def _row(rows: int, columns: int, **figures: Any) -> dict[str, Any]:
             "strip_cycles": [100.0 * count, 400.0 * count],
             "fixed_cycles": [50.0, 50.0],
             "cold_cycles": [80.0, 80.0],
+            "share": [0.5, 0.125],
         }
         for count in (1, 2)
     }
@@ -34,7 +35,7 @@ def _row(rows: int, columns: int, **figures: Any) -> dict[str, Any]:
 
 def _cycles(kernels: OwnKernels, rows: float, columns: float, depth: float, taps: float = 1.0, sms: int = 1) -> float:
     given = [np.array([value], np.float64) for value in (rows, columns, depth, 1.0, taps)]
-    return float(kernels.cycles("conv1", *given, sms)[0][0])
+    return float(kernels.price("conv1", *given, sms).cycles.all[0])
 
 
 def test_waves_of_blocks_strips_and_what_begins_and_ends() -> None:
@@ -56,8 +57,25 @@ def test_warpgroups_do_not_read_the_weights_of_active_channels() -> None:
         figures["strip_cycles"] = [v / 4 for v in figures["strip_cycles"]]
     kernels = OwnKernels([_row(64, 64, unit="tensor cores"), fast], end=0.0)
     given = [np.array([value] * 2, np.float64) for value in (64, 64, 160, 1, 1)]
-    cycles, _, _ = kernels.cycles("conv1", *given, 1, gathers=np.array([False, True]))
+    cycles = kernels.price("conv1", *given, 1, gathers=np.array([False, True])).cycles.all
     assert cycles.tolist() == [10 * 25 + 80, 10 * 100 + 80]
+
+
+def test_where_the_cycles_go() -> None:
+    """Half of the peak at any number of blocks: a strip of one block is 50 cycles at the peak rate."""
+    kernels = OwnKernels([_row(64, 64)], end=0.0)
+    given = [np.array([value], np.float64) for value in (300.0, 64.0, 152.0, 1.0, 1.0)]
+    found = kernels.price("conv1", *given, 1).cycles
+    peak = 5 * 10 * 50
+    assert found.products[0] == pytest.approx(300 / 64 * 9.5 * 50)
+    assert found.products[0] + found.padding[0] == pytest.approx(peak)
+    assert found.loop[0] == pytest.approx(5 / 2 * 10 * 200 - peak)
+    assert found.tails[0] == pytest.approx(0.0), "one block alone is as fast for its work as two"
+    assert found.ends[0] == pytest.approx(2 * 50 + 50 + 30)
+    assert found.all[0] == pytest.approx(2 * (10 * 200 + 50) + 10 * 100 + 50 + 30)
+    # What adds to the sums of another launch's tiles begins and ends with them.
+    joined = kernels.price("conv1", *given, 1, continues=np.ones(1)).cycles
+    assert joined.ends[0] == 0 and joined.all[0] == pytest.approx(found.all[0] - found.ends[0])
 
 
 def test_the_tile_of_least_time_and_the_end_of_the_model() -> None:
@@ -82,8 +100,8 @@ def test_one_tile_for_any_number_of_rows_or_one_for_each() -> None:
     def priced(precision: str, rows: float, *tried: float) -> tuple[float, float]:
         kernels = OwnKernels([row | {"precision": precision} for row in (wide, small)], end=0.0)
         given = [np.array([value], np.float64) for value in (rows, 64.0, 160.0, 1.0, 1.0)]
-        cycles, _, launched = kernels.cycles("conv1", *given, 1, np.array([tried]))
-        return float(cycles[0]), float(launched[0])
+        found = kernels.price("conv1", *given, 1, np.array([tried]))
+        return float(found.cycles.all[0]), float(found.kernels[0])
 
     one, two = 10 * 100 + 80, 10 * 100 / 2 + 80
     assert priced("fp32", 16, 64, 64, 16) == (one, 1)

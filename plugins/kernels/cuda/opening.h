@@ -152,13 +152,11 @@ struct OpeningKernel : ConvolutionKernel<kConv1, false, Chosen, kWidth> {
     const RowBits* bits;
   };
 
-  static int blocks(const BottleneckArguments& a) {
-    return 1 + a.row_tiles * a.column_tiles + Copies::blocks(a);
-  }
+  static int blocks(const BottleneckArguments& a) { return 1 + a.grid.blocks + Copies::blocks(a); }
 
   static DYN_DEVICE void run(const Arguments& a, Index block) {
     if (!Strips<Tile, kWidth>::kServes) return;
-    const int tiles = a.row_tiles * a.column_tiles;
+    const int tiles = a.grid.blocks;
     if (block.x > tiles) return Copies::run(a, block.x - 1 - tiles);
     DYN_SHARED(RowBits, bits);
     // First, because conv2 needs them whatever becomes of the tiles.
