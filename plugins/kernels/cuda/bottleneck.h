@@ -180,7 +180,7 @@ Taken chosen_tile(const BottleneckArguments& a, bool vectors, const DeviceTraits
   constexpr bool kGathers = kChannels && kLayer != kConv3;
   Taken taken = {};
   ChooseTile<kGathers>::run(vectors, work, planned, device, T(), Note{&taken});
-  taken.several = !kChannels && adapts_tiles<T>(vectors, work.rows, device);
+  if (!kChannels && adapts_tiles<T>(vectors, work.rows, device)) note_adapted<T>(work, device, &taken);
   return taken;
 }
 
@@ -202,7 +202,9 @@ Taken layer_tile(const BottleneckArguments& a, bool vectors, const DeviceTraits&
     Taken taken = {};
     const Rows rows = patch_rows(a);
     choose_patch_tile<T>(vectors, rows, a.shape.middle, device, Note{&taken});
-    taken.several = adapts_tiles<T>(vectors, rows, device);
+    if (adapts_tiles<T>(vectors, rows, device)) {
+      note_adapted<T>({rows, a.shape.middle, kPlaces}, device, &taken);
+    }
     return taken;
   }
   if (kLayer == kConv2 && narrow_groups(a.shape)) {

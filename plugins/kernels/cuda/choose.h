@@ -228,6 +228,22 @@ struct Note {
   }
 };
 
+// Of a product that adapts_tiles(): whether there are several kernels, else which size is best for all
+// counts.
+template <class T>
+void note_adapted(const Work& work, const DeviceTraits& device, Taken* taken) {
+  Taken one = {};
+  int kernels = 0;
+  each_tile<T>(work, device, [&](auto chosen, int, const TilesByRows&, int) {
+    ++kernels;
+    return Note{&one}(chosen);
+  });
+  taken->several = kernels > 1;
+  if (taken->several) return;
+  one.cost = taken->cost;
+  *taken = one;
+}
+
 // Beyond it, a size is not expected to win against the one of the least cost: what the shares are modelled
 // from differs by less between its optimistic and its pessimistic end.
 constexpr double kWorthTiming = 1.5;
