@@ -72,8 +72,8 @@ def test_fewer_bits_are_not_slower_where_their_rate_is_not(network):
         for wide, narrow in itertools.pairwise(known):
             if _rate(hardware, narrow) >= _rate(hardware, wide):
                 # Dynamic blocks in integers have launches more, which decide where kernels are short: lists, copies,
-                # weights that are gathered, and the conversions at both ends.
-                alike = 1.2 if narrow == "int8" and network in DYNAMIC else 1.0
+                # projections, weights that are gathered, and the conversions at both ends.
+                alike = 1.35 if narrow == "int8" and network in DYNAMIC else 1.0
                 assert _ms(device, network, narrow) <= alike * _ms(device, network, wide), (device, wide, narrow)
 
 
