@@ -72,8 +72,10 @@ DYN_TILES(AsyncTensors, 8);
 #elif defined(DYN_MODEL_TENSOR_CORES)
 DYN_TILES(Tensors, 8);
 #else
+DYN_TINY(Lanes<Half>, 8);
 DYN_TILES(Lanes<Half>, 8);
 DYN_BOARD_TILES(Lanes<Half>, 8);
+DYN_WINOGRAD(Lanes<Half>, Tiny, 8);
 #endif
 
 }  // namespace cuda

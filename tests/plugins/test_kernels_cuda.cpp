@@ -23,6 +23,7 @@
 #include "traits.h"
 #else
 #include "byte_tiles.h"
+#include "grid.h"
 #endif
 
 namespace {
@@ -1247,6 +1248,34 @@ void test_copies() {
   CHECK(to.at[0] == 0 && to.at[7] == 0 && to.at[8] == 9, "none of eight");
 }
 
+// Blocks find their tiles as by division, wherever the reciprocal would fail too.
+void test_tile_grids() {
+  const int counts[] = {1, 2, 3, 7, 13, 64, 511, 4099, 46337};
+  int divided = 0;
+  for (const int rows : counts) {
+    for (const int columns : counts) {
+      for (const bool columns_first : {false, true}) {
+        const TileGrid grid = tile_grid(rows, columns, columns_first);
+        CHECK(grid.blocks == rows * columns, "%d x %d", rows, columns);
+        divided += grid.reciprocal == 0 ? 1 : 0;
+        const int inner = columns_first ? columns : rows;
+        for (int i = 0; i < 2000; ++i) {
+          // The first and last blocks, and some between them.
+          const int block = i < 500    ? i
+                            : i < 1000 ? grid.blocks - 1 - (i - 500)
+                                       : static_cast<int>(1.0 * grid.blocks * (i - 1000) / 1000);
+          if (block < 0 || block >= grid.blocks) continue;
+          const TileGrid::Tile tile = grid.of(block);
+          const int outer = block / inner, rest = block % inner;
+          CHECK(tile.row == (columns_first ? outer : rest) && tile.column == (columns_first ? rest : outer),
+                "block %d of %d x %d: %d, %d", block, rows, columns, tile.row, tile.column);
+        }
+      }
+    }
+  }
+  CHECK(divided > 0, "no grid is too large for a reciprocal");
+}
+
 void test_mma_tiles() {
   test_fragments(false);
   test_fragments(true);
@@ -1259,6 +1288,7 @@ void test_mma_tiles() {
   check_byte_banks<AsyncByteTensors::Small>();
 }
 #else
+void test_tile_grids() {}
 void test_mma_tiles() {}
 #endif
 
@@ -1288,6 +1318,7 @@ int main(int argc, char** argv) {
   } else if (what == "shapes") {
     test_shapes();
     test_traits();
+    test_tile_grids();
     test_mma_tiles();
   } else {
     std::printf(

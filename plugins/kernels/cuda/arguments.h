@@ -1,6 +1,7 @@
 // What every kernel of a bottleneck is told: sizes, tensors and the lists in the workspace.
 #pragma once
 
+#include "grid.h"
 #include "kernels.h"
 #include "platform.h"
 #include "rows.h"
@@ -57,7 +58,7 @@ struct BottleneckArguments {
   int tile;
 
   // The grid of the convolution at hand.
-  int row_tiles, column_tiles;
+  TileGrid grid;
   bool columns_first;   // neighbouring blocks share rows, else columns
   bool aligned_groups;  // active channels come in aligned runs of a vector's width
 };

@@ -33,9 +33,9 @@ inline bool narrow_groups(const BottleneckShape& s) { return GroupedKernel<float
 template <int kLayer, bool kChannels, class Tile, int kVector>
 int launch_convolution(BottleneckArguments arguments, int rows, int columns, int layers, void* stream) {
   using Kernel = ConvolutionKernel<kLayer, kChannels, Tile, kVector>;
-  arguments.row_tiles = divide_up(rows, Tile::kRows);
-  arguments.column_tiles = divide_up(columns, Tile::kColumns);
-  return launch<Kernel>(arguments.row_tiles * arguments.column_tiles, layers, arguments, stream);
+  arguments.grid =
+      tile_grid(divide_up(rows, Tile::kRows), divide_up(columns, Tile::kColumns), arguments.columns_first);
+  return launch<Kernel>(arguments.grid.blocks, layers, arguments, stream);
 }
 
 // Neighbouring blocks run at the same time and share what the smaller operand is read through: with columns
@@ -68,9 +68,9 @@ int run_grouped(BottleneckArguments a, const DeviceTraits& device, void* stream)
   return choose_grouped<kChannels, T>(a, device, [&](auto chosen) {
     using Kernel = decltype(chosen);
     const int batch = a.shape.batch;
-    a.row_tiles = divide_up(kChannels ? a.out_pixels : batch * a.out_pixels, Kernel::kRows);
-    a.column_tiles = divide_up(a.shape.middle, Kernel::columns(a));
-    return launch<Kernel>(a.row_tiles * a.column_tiles, kChannels ? batch : 1, a, stream);
+    a.grid = tile_grid(divide_up(kChannels ? a.out_pixels : batch * a.out_pixels, Kernel::kRows),
+                       divide_up(a.shape.middle, Kernel::columns(a)), a.columns_first);
+    return launch<Kernel>(a.grid.blocks, kChannels ? batch : 1, a, stream);
   });
 }
 

@@ -76,29 +76,26 @@ template <class T, class Use>
 int each_tile(const Rows& rows, int columns, int layers, const DeviceTraits& device, const Use& use) {
   using Tiles = Lanes<T>;
   constexpr int kVector = 16 / static_cast<int>(sizeof(T));
-  const auto costs = [&](int count, double (&to)[3]) {
+  constexpr int kSizes = 4;
+  const int processors = device.processors;
+  const auto least = [&](int count, const bool (&among)[kSizes]) {
     const Rows all = all_rows(count);
-    to[0] =
-        tile_cost<typename Tiles::Small>(all, columns, layers, device.processors, Tiles::share(Size::kSmall));
-    to[1] = tile_cost<typename Tiles::Medium>(all, columns, layers, device.processors,
-                                              Tiles::share(Size::kMedium));
-    to[2] =
-        tile_cost<typename Tiles::Large>(all, columns, layers, device.processors, Tiles::share(Size::kLarge));
-  };
-  const auto least = [&](int count, const bool (&among)[3]) {
-    double cost[3];
-    costs(count, cost);
+    const double cost[kSizes] = {
+        tile_cost<typename Tiles::Tiny>(all, columns, layers, processors, Tiles::share(Size::kTiny)),
+        tile_cost<typename Tiles::Small>(all, columns, layers, processors, Tiles::share(Size::kSmall)),
+        tile_cost<typename Tiles::Medium>(all, columns, layers, processors, Tiles::share(Size::kMedium)),
+        tile_cost<typename Tiles::Large>(all, columns, layers, processors, Tiles::share(Size::kLarge))};
     int best = -1;
-    for (int i = 0; i < 3; ++i) {
+    for (int i = 0; i < kSizes; ++i) {
       if (among[i] && (best < 0 || cost[i] <= cost[best])) best = i;
     }
     return best;
   };
-  const bool all[3] = {true, true, true};
-  bool among[3] = {false, false, false};
+  const bool all[kSizes] = {true, true, true, true};
+  bool among[kSizes] = {false, false, false, false};
   for (int i = 0; i < rows.runs; ++i) among[least(rows.counts[i], all)] = true;
   TilesByRows tiles = {0};
-  int most[3] = {0, 0, 0};
+  int most[kSizes] = {0, 0, 0, 0};
   for (int step = 0; step < TilesByRows::kSteps; ++step) {
     const int count = (step + 1) * TilesByRows::kStep;
     const int size = least(count, among);
@@ -106,9 +103,10 @@ int each_tile(const Rows& rows, int columns, int layers, const DeviceTraits& dev
     if (count < rows.counts[0] + TilesByRows::kStep) most[size] = count;
   }
   int error = 0;
-  if (error == 0 && most[0] > 0) error = use(Chosen<typename Tiles::Small, kVector>(), 0, tiles, most[0]);
-  if (error == 0 && most[1] > 0) error = use(Chosen<typename Tiles::Medium, kVector>(), 1, tiles, most[1]);
-  if (error == 0 && most[2] > 0) error = use(Chosen<typename Tiles::Large, kVector>(), 2, tiles, most[2]);
+  if (error == 0 && most[0] > 0) error = use(Chosen<typename Tiles::Tiny, kVector>(), 0, tiles, most[0]);
+  if (error == 0 && most[1] > 0) error = use(Chosen<typename Tiles::Small, kVector>(), 1, tiles, most[1]);
+  if (error == 0 && most[2] > 0) error = use(Chosen<typename Tiles::Medium, kVector>(), 2, tiles, most[2]);
+  if (error == 0 && most[3] > 0) error = use(Chosen<typename Tiles::Large, kVector>(), 3, tiles, most[3]);
   return error;
 }
 

@@ -51,13 +51,12 @@ struct ConvolutionKernel {
 
   // False when the block has nothing to do; it then leaves after reading one or two counts.
   static DYN_DEVICE bool find(const Arguments& a, Index block, Place& p) {
-    const int inner = a.columns_first ? a.column_tiles : a.row_tiles;
-    const int slow = block.x / inner, fast = block.x - slow * inner;
-    const int column_tile = a.columns_first ? fast : slow, row_tile = a.columns_first ? slow : fast;
-    p.group = kLayer == kConv2 ? block.y % a.shape.groups : 0;
-    p.sample = kLayer == kConv2 ? block.y / a.shape.groups : block.y;
-    p.row0 = row_tile * Tile::kRows;
-    p.column0 = column_tile * Tile::kColumns;
+    const TileGrid::Tile tile = a.grid.of(block.x);
+    const bool grouped = kLayer == kConv2 && a.shape.groups > 1;
+    p.group = grouped ? rest(block.y, a.shape.groups) : 0;
+    p.sample = grouped ? quotient(block.y, a.shape.groups) : block.y;
+    p.row0 = tile.row * Tile::kRows;
+    p.column0 = tile.column * Tile::kColumns;
     if (!find_rows(a, Tile::kRows, p)) return false;
     if (!kChannels && a.tile >= 0 && a.tiles.of(p.rows) != a.tile) return false;
     if (kChannels) {
@@ -136,19 +135,19 @@ struct ConvolutionKernel {
   static DYN_DEVICE const T* source(const Arguments& a, const Place& p, const Row& row, int segment) {
     const T* x = static_cast<const T*>(a.tensors.x);
     if (kLayer == kConv1) {
-      return row.first < 0 ? nullptr : x + static_cast<std::size_t>(row.first) * a.shape.inputs;
+      return row.first < 0 ? nullptr : x + row_start(row.first, a.shape.inputs);
     }
     if (kLayer == kConv2) {
       const int y = row.y + segment / 3 * a.shape.dilation, column = row.x + segment % 3 * a.shape.dilation;
       if (row.first < 0 || y < 0 || y >= a.shape.height || column < 0 || column >= a.shape.width) {
         return nullptr;
       }
-      const std::size_t pixel = static_cast<std::size_t>(row.first + y * a.shape.width + column);
-      return static_cast<const T*>(a.h1) + pixel * a.shape.middle + p.base;
+      const int pixel = row.first + y * a.shape.width + column;
+      return static_cast<const T*>(a.h1) + row_start(pixel, a.shape.middle) + p.base;
     }
-    if (segment == 1) return row.pixel < 0 ? nullptr : x + static_cast<std::size_t>(row.y) * a.shape.inputs;
+    if (segment == 1) return row.pixel < 0 ? nullptr : x + row_start(row.y, a.shape.inputs);
     if (row.first < 0) return nullptr;
-    return static_cast<const T*>(a.h2) + static_cast<std::size_t>(row.first) * a.shape.middle;
+    return static_cast<const T*>(a.h2) + row_start(row.first, a.shape.middle);
   }
 
   static DYN_DEVICE int length(const Arguments& a, const Place& p, int segment) {
@@ -162,18 +161,18 @@ struct ConvolutionKernel {
   // Row k of the right operand.
   static DYN_DEVICE const T* weights(const Arguments& a, const Place& p, int segment, int k) {
     if (kLayer == kConv1) {
-      return static_cast<const T*>(a.tensors.w1) + static_cast<std::size_t>(k) * a.shape.middle;
+      return static_cast<const T*>(a.tensors.w1) + row_start(k, a.shape.middle);
     }
     if (kLayer == kConv2) {
       if (kChannels) k = channels(a, p)[k] - p.group * a.group_channels;
-      const std::size_t at = static_cast<std::size_t>(9 * p.group + segment) * a.group_channels + k;
-      return static_cast<const T*>(a.tensors.w2) + at * a.group_channels;
+      const int at = (9 * p.group + segment) * a.group_channels + k;
+      return static_cast<const T*>(a.tensors.w2) + row_start(at, a.group_channels);
     }
     if (segment == 1) {
-      return static_cast<const T*>(a.tensors.wd) + static_cast<std::size_t>(k) * a.shape.outputs;
+      return static_cast<const T*>(a.tensors.wd) + row_start(k, a.shape.outputs);
     }
     if (kChannels) k = channels(a, p)[k];
-    return static_cast<const T*>(a.tensors.w3) + static_cast<std::size_t>(k) * a.shape.outputs;
+    return static_cast<const T*>(a.tensors.w3) + row_start(k, a.shape.outputs);
   }
 
   static DYN_DEVICE std::size_t pitch(const Arguments& a) {
@@ -248,7 +247,7 @@ struct ConvolutionKernel {
   // Where a run of columns of a row goes. The shortcut stands at the same place of x.
   static DYN_DEVICE std::size_t place(const Arguments& a, const Place& p, const Row& row, int column) {
     const int width = kLayer == kConv3 ? a.shape.outputs : a.shape.middle;
-    return static_cast<std::size_t>(row.pixel) * width + (kLayer == kConv2 ? p.base : 0) + column;
+    return row_start(row.pixel, width) + (kLayer == kConv2 ? p.base : 0) + column;
   }
   static DYN_DEVICE T* target(const Arguments& a) {
     return static_cast<T*>(kLayer == kConv1 ? a.h1 : kLayer == kConv2 ? a.h2 : a.tensors.y);
@@ -262,8 +261,7 @@ struct ConvolutionKernel {
                                     const float* sums, int pitch) {
     constexpr int kRun = Tile::kRun;
     constexpr int kBytes = static_cast<int>(sizeof(T)) * kRun;
-    constexpr int kAll = Tile::kRowsAtOnce, kAtOnce = kAll < 4 ? kAll : kAll % 4 == 0 ? 4 : 3;
-    static_assert(kAll % kAtOnce == 0, "whole groups of rows");
+    constexpr int kAll = Tile::kRowsAtOnce, kAtOnce = kAll < 4 ? kAll : kAll == 6 ? 3 : 4;
     const Columns<kRun> c = columns<kRun>(a, p, column);
     DYN_UNROLL
     for (int first = 0; first < kAll; first += kAtOnce) {
@@ -271,7 +269,7 @@ struct ConvolutionKernel {
       std::size_t at[kAtOnce];
       Row row[kAtOnce];
       DYN_UNROLL
-      for (int i = 0; i < kAtOnce; ++i) {
+      for (int i = 0; i < kAtOnce && first + i < kAll; ++i) {
         row[i] = rows[(first + i) * Tile::kRowStride];
         at[i] = row[i].pixel >= 0 ? place(a, p, row[i], column) : 0;
         if (kAdds) {
@@ -279,7 +277,7 @@ struct ConvolutionKernel {
         }
       }
       DYN_UNROLL
-      for (int i = 0; i < kAtOnce; ++i) {
+      for (int i = 0; i < kAtOnce && first + i < kAll; ++i) {
         Vector<T, kRun> v;
         if (kAdds) copy<kBytes>(&v, &added[i]);
         DYN_UNROLL

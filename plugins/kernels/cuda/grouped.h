@@ -49,12 +49,10 @@ struct GroupedKernel {
     DYN_SHARED_ARRAY(Row, rows, kRows);
     DYN_SHARED_ARRAY(Column, columns_of, kColumns);
     Place p = {};
-    const int inner = a.columns_first ? a.column_tiles : a.row_tiles;
-    const int slow = block.x / inner, fast = block.x - slow * inner;
-    const int column_tile = a.columns_first ? fast : slow, row_tile = a.columns_first ? slow : fast;
+    const TileGrid::Tile tile = a.grid.of(block.x);
     p.sample = block.y;
-    p.row0 = row_tile * kRows;
-    p.column0 = column_tile * columns(a);
+    p.row0 = tile.row * kRows;
+    p.column0 = tile.column * columns(a);
     if (!Convolution::find_rows(a, kRows, p)) return;
     const int* start = a.channel_start + static_cast<std::size_t>(p.sample) * (a.shape.groups + 1);
     const int total = kChannels ? start[a.shape.groups] : a.shape.middle;

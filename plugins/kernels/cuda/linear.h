@@ -45,13 +45,11 @@ struct LinearKernel {
 
   // False when the block has nothing to do; it then leaves after reading the counts of its sample.
   static DYN_DEVICE bool find(const Arguments& a, Index block, Place& p) {
-    const int inner = a.columns_first ? a.column_tiles : a.row_tiles;
-    const int slow = block.x / inner, fast = block.x - slow * inner;
-    const int column_tile = a.columns_first ? fast : slow, row_tile = a.columns_first ? slow : fast;
+    const TileGrid::Tile tile = a.grid.of(block.x);
     const SampleTokens& counts = a.samples[block.y];
     p.sample = block.y;
-    p.row0 = row_tile * Tile::kRows;
-    p.column0 = column_tile * Tile::kColumns;
+    p.row0 = tile.row * Tile::kRows;
+    p.column0 = tile.column * Tile::kColumns;
     p.rows = kLayer == kQkv || kLayer == kProj ? counts.attention_rows : counts.mlp_rows;
     if (p.row0 >= p.rows) return false;
     const std::size_t sample = static_cast<std::size_t>(p.sample);
@@ -99,8 +97,7 @@ struct LinearKernel {
   static DYN_DEVICE const T* source(const Arguments& a, const Place&, const Row& row, int) {
     if (row.from < 0) return nullptr;
     const int width = kLayer == kProj ? a.channels : kLayer == kFc2 ? a.shape.hidden : a.shape.width;
-    return static_cast<const T*>(kLayer == kFc2 ? a.middle : a.rows) +
-           static_cast<std::size_t>(row.from) * width;
+    return static_cast<const T*>(kLayer == kFc2 ? a.middle : a.rows) + row_start(row.from, width);
   }
   static DYN_DEVICE int input(const Arguments&, const Place& p, int, int k) {
     return kHeads && p.inputs != nullptr ? p.inputs[k] : k;
@@ -129,51 +126,85 @@ struct LinearKernel {
   // A vector never reaches into another head or its units.
   static DYN_DEVICE bool aligned_columns(const Arguments&) { return true; }
 
-  static DYN_DEVICE float value(const Arguments& a, int column, float sum, float before) {
-    if (kLayer == kQkv) {
-      sum += a.tensors.b_qkv[column];
-      // q alone, so that halves keep the products with k in their range.
-      return column < a.channels ? sum * a.shape.scale : sum;
-    }
-    if (kLayer == kProj) return before + (sum + a.tensors.b_proj[column]);
-    if (kLayer == kFc2) return before + (sum + a.tensors.b_fc2[column]);
-    sum += a.tensors.b_fc1[column];
+  static constexpr bool kAdds = kLayer == kProj || kLayer == kFc2;
+
+  static DYN_DEVICE const float* biases(const Arguments& a) {
+    return kLayer == kQkv    ? a.tensors.b_qkv
+           : kLayer == kProj ? a.tensors.b_proj
+           : kLayer == kFc1  ? a.tensors.b_fc1
+                             : a.tensors.b_fc2;
+  }
+  static DYN_DEVICE float value(const Arguments& a, int column, float sum, float bias, float before) {
+    sum += bias;
+    // q alone is scaled, so that halves keep the products with k in their range.
+    if (kLayer == kQkv) return column < a.channels ? sum * a.shape.scale : sum;
+    if (kAdds) return before + sum;
     return 0.5f * sum * (1.0f + error_function(sum * 0.70710678118654752f));
+  }
+
+  // Where a row of the result begins, and the row that it is added to. Each element is read and written by
+  // one thread, so fc2 adds to y in place.
+  static DYN_DEVICE T* target(const Arguments& a, const Row& row) {
+    return static_cast<T*>(kAdds ? a.tensors.y : a.middle) + row_start(kAdds ? row.to : row.from, width(a));
+  }
+  static DYN_DEVICE const T* before(const Arguments& a, const Row& row) {
+    return static_cast<const T*>(kLayer == kProj ? a.tensors.x : a.tensors.y) + row_start(row.to, width(a));
   }
 
   static DYN_DEVICE void write(const Arguments& a, const Place& p, const Row* rows, int column,
                                const float* sums, int pitch) {
-    DYN_UNROLL
-    for (int i = 0; i < Tile::kRowsAtOnce; ++i)
-      write_row(a, p, rows[i * Tile::kRowStride], column, sums + i * pitch);
-  }
-  static DYN_DEVICE void write_row(const Arguments& a, const Place& p, const Row& row, int column,
-                                   const float* sums) {
-    constexpr int kRun = Tile::kRun;
-    if (row.from < 0 || column >= p.columns) return;
-    constexpr bool kAdds = kLayer == kProj || kLayer == kFc2;
-    T* to = static_cast<T*>(kAdds ? a.tensors.y : a.middle) +
-            static_cast<std::size_t>(kAdds ? row.to : row.from) * width(a);
-    // Each element is read and written by one thread, so fc2 adds to y in place.
-    const T* before = nullptr;
-    if (kAdds) {
-      before = static_cast<const T*>(kLayer == kProj ? a.tensors.x : a.tensors.y) +
-               static_cast<std::size_t>(row.to) * width(a);
-    }
-    if (kVector > 1 && column + kRun <= p.columns) {
-      const int at = weight_column(a, p, column);
-      Vector<T, kRun> v;
-      if (kAdds) copy<static_cast<int>(sizeof(T)) * kRun>(&v, before + at);
-      DYN_UNROLL
-      for (int e = 0; e < kRun; ++e) {
-        from_float(value(a, at + e, sums[e], kAdds ? to_float(v.v[e]) : 0.0f), v.v[e]);
-      }
-      store_vector(to + at, v);
+    if (column >= p.columns) return;
+    if (kVector > 1 && column + Tile::kRun <= p.columns) {
+      write_runs(a, rows, weight_column(a, p, column), sums, pitch);
       return;
     }
-    for (int e = 0; e < kRun && column + e < p.columns; ++e) {
+    DYN_UNROLL
+    for (int i = 0; i < Tile::kRowsAtOnce; ++i) {
+      write_elements(a, p, rows[i * Tile::kRowStride], column, sums + i * pitch);
+    }
+  }
+
+  // All that is read of some rows is asked for before any of them is written, and biases once: else each row
+  // waits for memory.
+  static DYN_DEVICE void write_runs(const Arguments& a, const Row* rows, int at, const float* sums,
+                                    int pitch) {
+    constexpr int kRun = Tile::kRun, kBytes = static_cast<int>(sizeof(T)) * kRun;
+    constexpr int kAll = Tile::kRowsAtOnce, kAtOnce = kAll < 4 ? kAll : kAll == 6 ? 3 : 4;
+    float bias[kRun];
+    DYN_UNROLL
+    for (int e = 0; e < kRun; ++e) bias[e] = biases(a)[at + e];
+    DYN_UNROLL
+    for (int first = 0; first < kAll; first += kAtOnce) {
+      Word<T, kRun> added[kAtOnce];
+      Row row[kAtOnce];
+      DYN_UNROLL
+      for (int i = 0; i < kAtOnce && first + i < kAll; ++i) {
+        row[i] = rows[(first + i) * Tile::kRowStride];
+        added[i] = Word<T, kRun>();
+        // Not as what is only read: fc2 reads y.
+        if (kAdds && row[i].from >= 0) copy<kBytes>(&added[i], before(a, row[i]) + at);
+      }
+      DYN_UNROLL
+      for (int i = 0; i < kAtOnce && first + i < kAll; ++i) {
+        if (row[i].from < 0) continue;
+        Vector<T, kRun> v;
+        if (kAdds) copy<kBytes>(&v, &added[i]);
+        DYN_UNROLL
+        for (int e = 0; e < kRun; ++e) {
+          const float sum = sums[(first + i) * pitch + e];
+          from_float(value(a, at + e, sum, bias[e], kAdds ? to_float(v.v[e]) : 0.0f), v.v[e]);
+        }
+        store_vector(target(a, row[i]) + at, v);
+      }
+    }
+  }
+  static DYN_DEVICE void write_elements(const Arguments& a, const Place& p, const Row& row, int column,
+                                        const float* sums) {
+    if (row.from < 0) return;
+    for (int e = 0; e < Tile::kRun && column + e < p.columns; ++e) {
       const int at = weight_column(a, p, column + e);
-      from_float(value(a, at, sums[e], kAdds ? to_float(before[at]) : 0.0f), to[at]);
+      const float added = kAdds ? to_float(before(a, row)[at]) : 0.0f;
+      from_float(value(a, at, sums[e], biases(a)[at], added), target(a, row)[at]);
     }
   }
 };

@@ -133,6 +133,17 @@ struct Index {
 
 DYN_BOTH constexpr int divide_up(int value, int by) { return (value + by - 1) / by; }
 DYN_BOTH constexpr int smaller(int a, int b) { return a < b ? a : b; }
+// Of numbers that are not negative: a thread's division by a power of two is a shift, and where a row begins
+// a product of 32 bits by 32.
+DYN_BOTH constexpr int quotient(int value, int by) {
+  return static_cast<int>(static_cast<std::uint32_t>(value) / static_cast<std::uint32_t>(by));
+}
+DYN_BOTH constexpr int rest(int value, int by) {
+  return static_cast<int>(static_cast<std::uint32_t>(value) % static_cast<std::uint32_t>(by));
+}
+DYN_BOTH constexpr std::size_t row_start(int row, int width) {
+  return static_cast<std::size_t>(static_cast<std::uint32_t>(row)) * static_cast<std::uint32_t>(width);
+}
 
 #if defined(__CUDACC__)
 

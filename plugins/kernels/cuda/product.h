@@ -15,6 +15,25 @@ DYN_DEVICE const T* address(const T* from, int elements) {
                                     static_cast<std::intptr_t>(elements) * static_cast<int>(sizeof(T)));
 }
 
+// Behind the last row of any list.
+constexpr int kNoRow = 0x7fffffff;
+
+// Places of a tile's rows in a stage, and which row stands at one; -1: none.
+template <class Tile>
+struct StagedRows {
+  static constexpr int kCount = Tile::kRows;
+  static DYN_DEVICE int row(int place) { return place; }
+};
+template <class T, int kBM, int kBN, int kTM, int kTN, int kBlocks>
+struct StagedRows<LaneTile<T, kBM, kBN, kTM, kTN, kBlocks>> {
+  using Tile = LaneTile<T, kBM, kBN, kTM, kTN, kBlocks>;
+  static constexpr int kCount = Tile::kStaged;
+  static DYN_DEVICE int row(int place) {
+    const int within = place % Tile::kEach;
+    return within < kTM ? place / Tile::kEach * kTM + within : -1;
+  }
+};
+
 // How a tile's threads share the accesses of a strip, each of kVector elements.
 template <class Tile, int kVector>
 struct Strips {
@@ -23,18 +42,25 @@ struct Strips {
   static constexpr int kBlocks = kVector == 1 ? Tile::kBlocks / 2 : Tile::kBlocks;
   static constexpr int kRunsA = Tile::kDepth / kVector;    // accesses for one row of a strip
   static constexpr int kRunsB = Tile::kColumns / kVector;  // and for one of its inputs
-  static constexpr int kLoadsA = Tile::kRows * kRunsA / Tile::kThreads;
+  static constexpr int kRows = StagedRows<Tile>::kCount;
+  static constexpr int kLoadsA = kRows * kRunsA / Tile::kThreads;
   static constexpr int kLoadsB = Tile::kDepth * kRunsB / Tile::kThreads;
-  static_assert(Tile::kRows * kRunsA % Tile::kThreads == 0 && Tile::kDepth * kRunsB % Tile::kThreads == 0,
+  static_assert(kRows * kRunsA % Tile::kThreads == 0 && Tile::kDepth * kRunsB % Tile::kThreads == 0,
                 "every thread moves the same number of vectors");
   // Two neighbouring rows of halves on lanes go to shared memory as pairs.
   static constexpr bool kPairs = !Tile::kTensorCores && sizeof(T) == 2 && kVector > 1 && kLoadsA % 2 == 0;
 
-  // Which row and run of a strip a thread's i-th access is of.
+  // Which row and run of a strip a thread's i-th access is of: its next ones stand at constant distances.
+  static constexpr int kStepA = Tile::kThreads / kRunsA, kStepB = Tile::kThreads / kRunsB;
+  static_assert(Tile::kThreads % kRunsA == 0 && Tile::kThreads % kRunsB == 0,
+                "all accesses of a thread are of one run");
   static DYN_DEVICE int row(int t, int i) {
-    return kPairs ? (t + i / 2 * Tile::kThreads) / kRunsA * 2 + i % 2 : (t + i * Tile::kThreads) / kRunsA;
+    return kPairs ? (t / kRunsA + i / 2 * kStepA) * 2 + i % 2 : t / kRunsA + i * kStepA;
   }
-  static DYN_DEVICE int run(int t, int i) { return (t + (kPairs ? i / 2 : i) * Tile::kThreads) % kRunsA; }
+  static DYN_DEVICE int run(int t) { return t % kRunsA; }
+  // Of the right operand an input and its first column.
+  static DYN_DEVICE int input(int t, int i) { return t / kRunsB + i * kStepB; }
+  static DYN_DEVICE int column(int t) { return t % kRunsB * kVector; }
   // FP16 of whole vectors has a tile of its own on each architecture; the other is never launched there.
   static constexpr bool kServes = kVector == 1 || sizeof(T) == sizeof(float) || Tile::kServed;
 };
@@ -45,13 +71,15 @@ template <class Kernel>
 DYN_DEVICE void find_places(const typename Kernel::Arguments& a, const typename Kernel::Place& p,
                             typename Kernel::Row* rows, int* columns) {
   using Tile = typename Kernel::Tile;
-  constexpr int kThreads = Tile::kThreads;
+  constexpr int kThreads = Tile::kThreads, kRows = StagedRows<Tile>::kCount;
   for_threads<kThreads>([&](int t) {
     // Loops whose length the compiler knows: it plays out others for lengths that never come.
     DYN_UNROLL
-    for (int n = 0; n < divide_up(Tile::kRows, kThreads); ++n) {
+    for (int n = 0; n < divide_up(kRows, kThreads); ++n) {
       const int i = t + n * kThreads;
-      if (Tile::kRows % kThreads == 0 || i < Tile::kRows) rows[i] = Kernel::row(a, p, p.row0 + i);
+      if (kRows % kThreads != 0 && i >= kRows) continue;
+      const int row = StagedRows<Tile>::row(i);
+      rows[i] = Kernel::row(a, p, row < 0 ? kNoRow : p.row0 + row);
     }
     if (Kernel::kGathers) {
       DYN_UNROLL
@@ -99,7 +127,7 @@ struct Operands {
   // Rows of the right operand whose addresses grow by a constant from strip to strip.
   static constexpr bool kRegular = !Kernel::kListed && !kGathers;
   // Where registers are few, addresses of a thread's other rows are found from the first.
-  static constexpr bool kFewPointers = kRegular && !Tile::kTensorCores && kThreads % kRunsB == 0;
+  static constexpr bool kFewPointers = kRegular && !Tile::kTensorCores;
   static constexpr int kPointers = kFewPointers ? 1 : kLoadsB;
 
   struct Sources {
@@ -117,8 +145,7 @@ struct Operands {
     }
     DYN_UNROLL
     for (int i = 0; i < (kRegular ? kPointers : 0); ++i) {
-      const int index = t + i * kThreads;
-      sources.b[i] = Kernel::weights(a, p, segment, index / kRunsB) + p.column0 + index % kRunsB * kVector;
+      sources.b[i] = Kernel::weights(a, p, segment, Split::input(t, i)) + p.column0 + Split::column(t);
     }
   }
 
@@ -133,7 +160,7 @@ struct Operands {
     }
     DYN_UNROLL
     for (int i = 0; i < kLoadsA; ++i) {
-      const int k = k0 + Split::run(t, i) * kVector;
+      const int k = k0 + Split::run(t) * kVector;
       const bool inside = sources.a[i] != nullptr && k < end;
       // A list of inputs ends where they do; any other address behind the end is just not read.
       const int at = !Kernel::kListed || inside ? Kernel::input(a, p, segment, k) : 0;
@@ -145,12 +172,11 @@ struct Operands {
     }
     DYN_UNROLL
     for (int i = 0; i < kLoadsB; ++i) {
-      const int index = t + i * kThreads;
-      const int k = k0 + index / kRunsB;
-      const int at = index % kRunsB * kVector, column = p.column0 + at;
+      const int k = k0 + Split::input(t, i);
+      const int at = Split::column(t), column = p.column0 + at;
       const bool inside = k < end && column < p.columns;
       if (kRegular) {
-        const int first = kFewPointers ? 0 : i, rows_on = kFewPointers ? i * (kThreads / kRunsB) : 0;
+        const int first = kFewPointers ? 0 : i, rows_on = kFewPointers ? i * Split::kStepB : 0;
         load_or_clear<kBytes>(
             &buffers.b[i], address(sources.b[first], rows_on * static_cast<int>(Kernel::pitch(a))), inside);
         continue;
@@ -179,13 +205,12 @@ struct Operands {
   static DYN_DEVICE void put(typename Tile::Stage& stage, int t, const Buffers& buffers) {
     DYN_UNROLL
     for (int i = 0; i < kLoadsA; i += Split::kPairs ? 2 : 1) {
-      const int row = Split::row(t, i), k = Split::run(t, i) * kVector;
+      const int row = Split::row(t, i), k = Split::run(t) * kVector;
       put_left(stage, row, k, &buffers.a[i], std::integral_constant<bool, Split::kPairs>());
     }
     DYN_UNROLL
     for (int i = 0; i < kLoadsB; ++i) {
-      const int index = t + i * kThreads;
-      Tile::template put_b<kVector>(stage, index / kRunsB, index % kRunsB * kVector, buffers.b[i]);
+      Tile::template put_b<kVector>(stage, Split::input(t, i), Split::column(t), buffers.b[i]);
     }
   }
 
@@ -211,7 +236,7 @@ struct Product {
 
   static DYN_DEVICE void multiply(const Arguments& a, const Place& p) {
     DYN_SHARED(typename Tile::Shared, shared);
-    DYN_SHARED_ARRAY(Row, rows, Tile::kRows);
+    DYN_SHARED_ARRAY(Row, rows, StagedRows<Tile>::kCount);
     DYN_SHARED_ARRAY(int, columns, kGathers ? Tile::kColumns : 1);  // of the weights
     PerThread<typename Strip::Sources, kThreads> sources;
     PerThread<typename Strip::Buffers, kThreads> buffers;

@@ -50,9 +50,9 @@ int run_layer(QuantizedArguments a, Vectors vectors, const DeviceTraits& device,
   return choose_layer<kLayer>(a, vectors, device, [&](auto chosen, const LayerGrid& grid) {
     using Choice = decltype(chosen);
     using Kernel = QuantizedConvolutionKernel<kLayer, kChannels, typename Choice::Tile, Choice::kVector>;
-    a.row_tiles = divide_up(grid.rows, Kernel::Tile::kRows);
-    a.column_tiles = divide_up(grid.columns, Kernel::Tile::kColumns);
-    return launch<Kernel>(a.row_tiles * a.column_tiles, grid.layers, a, stream);
+    a.grid = tile_grid(divide_up(grid.rows, Kernel::Tile::kRows),
+                       divide_up(grid.columns, Kernel::Tile::kColumns), a.columns_first);
+    return launch<Kernel>(a.grid.blocks, grid.layers, a, stream);
   });
 }
 

@@ -32,6 +32,9 @@ struct LaneTile {
   static constexpr int kThreads = kBM / kTM * (kBN / kTN);
   static constexpr int kBlocks = kBlocksPerProcessor;
   static constexpr bool kHalves = sizeof(T) == 2;
+  // Places of a thread's rows in a stage, which are read in one access; of seven rows the last stays empty.
+  static constexpr int kEach = kTM == 7 ? 8 : kTM;
+  static constexpr int kStaged = kBM / kTM * kEach;
   static constexpr int kRun = kHalves && kTN % 8 == 0 ? 8 : 4;  // columns that are read, and written, at once
   static constexpr bool kTensorCores = false;
   static constexpr int kSettles = kHalves ? 64 : kDepth;  // products that are summed in halves
@@ -42,13 +45,14 @@ struct LaneTile {
   // The left operand stands transposed, so that a thread reads its rows in one access. Lanes of a warp put
   // the two runs of 16 bytes of a row at the same time: in floats the pad keeps these on different banks, in
   // halves the second run of all rows stands kSkew further on.
-  static constexpr int kSkew = !kHalves ? 0 : kBM < 32 ? kBM : 32;
+  static constexpr int kSkew = !kHalves ? 0 : kStaged < 32 ? kStaged : 32;
   static constexpr int kPad = kHalves ? 0 : 4;
+  static constexpr int kPitch = kStaged + kPad;  // between inputs of one run
   struct alignas(16) Stage {
-    T a[kDepth * (kBM + kPad) + kSkew];
+    T a[kDepth * kPitch + kSkew];
     T b[kDepth][kBN + kPad];
   };
-  static DYN_DEVICE int place(int k, int row) { return k * (kBM + kPad) + k / (kDepth / 2) * kSkew + row; }
+  static DYN_DEVICE int place(int k, int row) { return k * kPitch + k / (kDepth / 2) * kSkew + row; }
   struct Shared {
     Stage stages[2];
   };
@@ -68,8 +72,9 @@ struct LaneTile {
   static DYN_DEVICE void put_a(Stage& stage, int row, int k, const Word<T, kVector>& word) {
     Vector<T, kVector> v;
     copy<static_cast<int>(sizeof(T)) * kVector>(&v, &word);
+    T* const to = &stage.a[place(k, row)];
     DYN_UNROLL
-    for (int i = 0; i < kVector; ++i) stage.a[place(k + i, row)] = v.v[i];
+    for (int i = 0; i < kVector; ++i) to[i * kPitch] = v.v[i];
   }
   // Of two neighbouring rows of halves, the first of them even.
   template <int kVector>
@@ -79,11 +84,12 @@ struct LaneTile {
     alignas(16) HalfPair b[kVector / 2];
     copy<2 * kVector>(a, &upper);
     copy<2 * kVector>(b, &lower);
+    T* const to = &stage.a[place(k, row)];
     DYN_UNROLL
     for (int i = 0; i < kVector / 2; ++i) {
       const HalfPair even = both_first(a[i], b[i]), odd = both_second(a[i], b[i]);
-      copy<4>(&stage.a[place(k + 2 * i, row)], &even);
-      copy<4>(&stage.a[place(k + 2 * i + 1, row)], &odd);
+      copy<4>(to + 2 * i * kPitch, &even);
+      copy<4>(to + (2 * i + 1) * kPitch, &odd);
     }
   }
   template <int kVector>
@@ -119,7 +125,7 @@ struct LaneTile {
     }
   }
 
-  static DYN_DEVICE int first_row(int t) { return t / (kBN / kTN) * kTM; }
+  static DYN_DEVICE int first_row(int t) { return t / (kBN / kTN) * kEach; }
   static DYN_DEVICE int column(int t, int run) { return run * (kBN / (kTN / kRun)) + t % (kBN / kTN) * kRun; }
 
   // `settle` says that kSettles products, or the segment, end here.
@@ -154,20 +160,16 @@ struct LaneTile {
   static DYN_DEVICE void add(const Stage& stage, int t, HalfSums& sums, bool settle) {
     DYN_UNROLL
     for (int k = 0; k < kDepth; ++k) {
-      alignas(16) HalfPair a[kTM / 2];
+      alignas(16) HalfPair a[kEach / 2];
       alignas(16) HalfPair b[kTN / 2];
-      constexpr int kTake = kTM % 8 == 0 ? 8 : 4;
-      DYN_UNROLL
-      for (int i = 0; i < kTM; i += kTake) copy<2 * kTake>(a + i / 2, &stage.a[place(k, first_row(t) + i)]);
+      copy<2 * kEach>(a, &stage.a[place(k, first_row(t))]);
       DYN_UNROLL
       for (int j = 0; j < kTN; j += kRun) copy<2 * kRun>(b + j / 2, &stage.b[k][column(t, j / kRun)]);
       DYN_UNROLL
-      for (int i = 0; i < kTM; i += 2) {
+      for (int i = 0; i < kTM; ++i) {
+        const HalfPair row = i % 2 == 0 ? both_low(a[i / 2]) : both_high(a[i / 2]);
         DYN_UNROLL
-        for (int j = 0; j < kTN / 2; ++j) {
-          sums.part[i][j] = multiply_add(both_low(a[i / 2]), b[j], sums.part[i][j]);
-          sums.part[i + 1][j] = multiply_add(both_high(a[i / 2]), b[j], sums.part[i + 1][j]);
-        }
+        for (int j = 0; j < kTN / 2; ++j) sums.part[i][j] = multiply_add(row, b[j], sums.part[i][j]);
       }
     }
     if (!settle) return;
@@ -387,12 +389,15 @@ struct Lanes {
 template <>
 struct Lanes<Half> {
   using Tiny = LaneTile<Half, 16, 64, 4, 8, 10>;
-  using Small = Tiny;
-  using Medium = LaneTile<Half, 32, 64, 4, 8, 8>;
+  using Small = LaneTile<Half, 32, 64, 4, 8, 8>;
+  // Sides of 7, 14 and 28 pixels, and half as many patches, make rows in sevens: 49 of 56, 196 of 224.
+  using Medium = LaneTile<Half, 56, 64, 7, 8, 6>;
   using Large = LaneTile<Half, 64, 64, 8, 8, 6>;
   using Gathers = Large;
   using Single = LaneTile<Half, 64, 64, 8, 4, 4>;
-  static int share(Size size) { return size == Size::kLarge ? 66 : size == Size::kMedium ? 49 : 42; }
+  static int share(Size size) {
+    return size == Size::kLarge ? 65 : size == Size::kMedium ? 62 : size == Size::kSmall ? 48 : 42;
+  }
 };
 struct Tensors {
   // Few blocks hide little latency, so the small ones take longer strips.

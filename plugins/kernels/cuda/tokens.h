@@ -2,6 +2,7 @@
 // normalisation of kept rows.
 #pragma once
 
+#include "grid.h"
 #include "kernels.h"
 #include "normalise.h"
 #include "scan.h"
@@ -31,8 +32,7 @@ struct TransformerArguments {
   void* middle;  // (N, T, max(3 A d, F)): q, k and v, then the hidden units
 
   // The grid of the product at hand.
-  int row_tiles, column_tiles;
-  bool columns_first;  // neighbouring blocks share rows, else columns
+  TileGrid grid;
 };
 
 DYN_DEVICE bool keeps(const float* mask, std::size_t at) { return mask == nullptr || mask[at] > 0.5f; }

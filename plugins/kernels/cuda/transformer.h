@@ -25,13 +25,12 @@ template <int kLayer, bool kHeads, class T>
 int run_linear(TransformerArguments a, bool vectors, const DeviceTraits& device, void* stream) {
   const int columns = layer_columns<kLayer>(a);
   // As for convolutions: all weights pass by while they are fewer than the rows' elements.
-  a.columns_first = columns <= a.shape.batch * a.shape.tokens;
   return choose_linear<kLayer, kHeads, T>(a, vectors, device, [&](auto chosen) {
     using Choice = decltype(chosen);
     using Kernel = LinearKernel<kLayer, kHeads, typename Choice::Tile, Choice::kVector>;
-    a.row_tiles = divide_up(a.shape.tokens, Kernel::Tile::kRows);
-    a.column_tiles = divide_up(columns, Kernel::Tile::kColumns);
-    return launch<Kernel>(a.row_tiles * a.column_tiles, a.shape.batch, a, stream);
+    a.grid = tile_grid(divide_up(a.shape.tokens, Kernel::Tile::kRows),
+                       divide_up(columns, Kernel::Tile::kColumns), columns <= a.shape.batch * a.shape.tokens);
+    return launch<Kernel>(a.grid.blocks, a.shape.batch, a, stream);
   });
 }
 

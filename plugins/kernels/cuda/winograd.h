@@ -41,7 +41,7 @@ DYN_DEVICE int patch_pixel(const BottleneckArguments& a, int i) {
 
 // Where a place's row of patches begins in `patches` and `products`.
 DYN_DEVICE std::size_t place_row(const BottleneckArguments& a, int place, int row) {
-  return (static_cast<std::size_t>(place) * (a.shape.batch * a.out_pixels / 4) + row) * a.shape.middle;
+  return row_start(place * (a.shape.batch * quotient(a.out_pixels, 4)) + row, a.shape.middle);
 }
 
 // B^T d of one row or column.
@@ -223,13 +223,12 @@ struct PatchProductKernel {
 
   static DYN_DEVICE void run(const Arguments& a, Index block) {
     if (!Strips<Tile, kVector>::kServes) return;
-    const int inner = a.columns_first ? a.column_tiles : a.row_tiles;
-    const int slow = block.x / inner, fast = block.x - slow * inner;
+    const TileGrid::Tile tile = a.grid.of(block.x);
     Place p;
     p.place = block.y;
-    p.row0 = (a.columns_first ? slow : fast) * Tile::kRows;
+    p.row0 = tile.row * Tile::kRows;
     p.rows = active_patches(a);
-    p.column0 = (a.columns_first ? fast : slow) * Tile::kColumns;
+    p.column0 = tile.column * Tile::kColumns;
     p.columns = a.shape.middle;
     const bool mine = a.tile < 0 || a.tiles.of(p.rows) == a.tile;
     if (mine && p.row0 < p.rows) Product<PatchProductKernel>::multiply(a, p);
@@ -244,8 +243,8 @@ struct PatchProductKernel {
     return row.patch < 0 ? nullptr : static_cast<const T*>(a.patches) + place_row(a, p.place, row.patch);
   }
   static DYN_DEVICE const T* weights(const Arguments& a, const Place& p, int, int k) {
-    const std::size_t at = static_cast<std::size_t>(9 + p.place) * a.shape.middle + k;
-    return static_cast<const T*>(a.tensors.w2) + at * a.shape.middle;
+    return static_cast<const T*>(a.tensors.w2) +
+           row_start((9 + p.place) * a.shape.middle + k, a.shape.middle);
   }
   static DYN_DEVICE std::size_t pitch(const Arguments& a) { return static_cast<std::size_t>(a.shape.middle); }
   static DYN_DEVICE int weight_column(const Arguments&, const Place&, int column) { return column; }
@@ -294,11 +293,9 @@ int run_winograd(BottleneckArguments a, bool vectors, const Rows& rows, const De
     using Tile = typename Choice::Tile;
     a.tile = tile;
     a.tiles = tiles;
-    a.row_tiles = divide_up(smaller(most, most_patches(a)), Tile::kRows);
-    a.column_tiles = divide_up(a.shape.middle, Tile::kColumns);
-    a.columns_first = a.shape.middle <= most_patches(a);
-    return launch<PatchProductKernel<Tile, Choice::kVector>>(a.row_tiles * a.column_tiles, kPlaces, a,
-                                                             stream);
+    a.grid = tile_grid(divide_up(smaller(most, most_patches(a)), Tile::kRows),
+                       divide_up(a.shape.middle, Tile::kColumns), a.shape.middle <= most_patches(a));
+    return launch<PatchProductKernel<Tile, Choice::kVector>>(a.grid.blocks, kPlaces, a, stream);
   };
   error = adapts_tiles<T>(vectors, rows, device)
               ? each_tile<T>(rows, a.shape.middle, kPlaces, device, multiply)
