@@ -39,7 +39,7 @@ def build(folder: Path) -> Path:
                 "-fvisibility=hidden",
             ]
             command += [f"-I{KERNELS}", "-DDYNDEPLOY_CUDA_HOST", "-x", "c++", *map(str, sources), "-o", str(partial)]
-            subprocess.run(command, check=True, timeout=300)
+            subprocess.run(command, check=True, timeout=900)
             partial.replace(library)
     return library
 

@@ -57,6 +57,14 @@ struct QuantizedConvolutionKernel
   static constexpr bool kOpenRows = kSkips && kLayer != kQuantizedConv1;
   static constexpr bool kServes = kVector == 1 ? DYN_BYTE_PRODUCTS : Tile::kServed;
 
+  // As of ConvolutionKernel.
+  static DYN_DEVICE void prefetches(const Arguments& a, Index block, Index blocks) {
+    if (kChannels || kVector == 1 || a.shape.mask_height * a.shape.mask_width == 1) return;
+    const bool wide = kLayer == kQuantizedConv3 || kLayer == kProjection;
+    const std::size_t columns = static_cast<std::size_t>(wide ? a.shape.outputs : a.shape.middle);
+    Share(block, blocks, columns * column_pitch(a, Place())).prefetch(a.weights[kLayer]);
+  }
+
   static DYN_DEVICE void run(const Arguments& arguments, Index block) {
     if (!kServes) return;
     Place place;
