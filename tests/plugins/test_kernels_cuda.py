@@ -20,6 +20,7 @@ from dyndeploy.ops import OPERATORS, OperatorSpec, Role, registry
 from dyndeploy.ops._winograd import transforms
 from dyndeploy.ops.gates import CHANNEL
 from dyndeploy.ops.masks import dilate_mask, upsample_mask
+from tests.ops.cases import QUANTIZED
 from tests.plugins.cuda_host import host_library, load
 from tests.plugins.reference import Layer, bottleneck, channel_logits, random_weights, spatial_logits
 
@@ -280,8 +281,11 @@ def reference(case: Case, kind: int = FLOAT) -> np.ndarray:
 
 
 def tolerance(kind: int, capability: int) -> float:
-    """Of the largest output. Halves: hidden maps are rounded twice; lanes also round sums of 64 products."""
-    return 2e-5 if kind == FLOAT else 3e-3 if capability >= 70 else 6e-3
+    """Of the largest output. Halves: hidden maps are rounded twice; lanes also round sums of 64 products.
+
+    Where there are tensor cores, few channels still go to lanes.
+    """
+    return 2e-5 if kind == FLOAT else 4e-3 if capability >= 70 else 6e-3
 
 
 @st.composite
@@ -549,6 +553,7 @@ def test_every_candidate_gives_the_same_bits(kernels: ctypes.CDLL, device: Devic
 
 def test_candidates_are_other_tiles_that_the_formula_finds_near(kernels: ctypes.CDLL) -> None:
     """Rows of the three tiles. One of 128 rows at 7 x 7 on 132 processors is not worth timing."""
+    kernels.dyn_plan_batch(0)
 
     def rows(sizes: list[int], capability: int, processors: int) -> list[tuple[int, ...]]:
         found = []
@@ -822,7 +827,7 @@ SPECS: list[tuple[OperatorSpec, bool, bool]] = [
     # (operator, it has a spatial mask, a channel mask)
     (spec, any(kind is not CHANNEL for kind in spec.gates.values()), CHANNEL in spec.gates.values())
     for spec in registry.SPECS
-    if "Bottleneck" in spec.name and "cuda" in spec.kernels
+    if "Bottleneck" in spec.name and "cuda" in spec.kernels and not spec.name.startswith(QUANTIZED)
 ]
 
 

@@ -313,7 +313,7 @@ def test_plans_are_checked_field_by_field(stand_in: Callable[..., Any], tmp_path
     assert f"{graph}.copy must be a file of the bundle" in refused(
         lambda value: value["graphs"]["model.onnx"].update(copy="../x")
     )
-    assert f"{graph}.plan.precision must be fp32 or fp16" in refused(
+    assert f"{graph}.plan.precision must be fp32, fp16 or int8" in refused(
         lambda value: value["graphs"]["model.onnx"]["plan"].update(precision="int4")
     )
     path.write_text("{")

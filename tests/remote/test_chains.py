@@ -62,7 +62,7 @@ def bundle(kind: str, precision: str = "fp32") -> Bundle:
 @pytest.fixture
 def board(nano: Callable[..., DeviceClient], monkeypatch: pytest.MonkeyPatch) -> Callable[..., DeviceClient]:
     """A Nano that builds no plugins: the stand-in runs function bodies."""
-    monkeypatch.setattr(tensorrt_plan, "tensorrt_model", lambda model, *_: with_all_bodies(model))
+    monkeypatch.setattr(tensorrt_plan, "tensorrt_model", lambda model, *_, **__: with_all_bodies(model))
     for module in ("profiling", "running"):
         monkeypatch.setattr(f"dyndeploy.remote.{module}.plugin_contents", lambda _: {})
     real = DeviceClient.run
@@ -127,7 +127,7 @@ def test_a_chain_in_half_is_verified_by_its_own_limits(
 ) -> None:
     """Engines that round what they store: off by more than FP32 may be, and by less than FP16 may."""
 
-    def rounded(model: onnx.ModelProto, plan: PrecisionPlan, *_: object) -> onnx.ModelProto:
+    def rounded(model: onnx.ModelProto, plan: PrecisionPlan, *_: object, **__: object) -> onnx.ModelProto:
         assert plan.half and not plan.typed
         return rounded_model(with_all_bodies(model), (), half_maskers=False)
 

@@ -75,7 +75,7 @@ def nano(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Devic
     path = os.environ.get("PYTHONPATH")
     monkeypatch.setenv("PYTHONPATH", str(FAKES) + (f"{os.pathsep}{path}" if path else ""))
     # Here the copy is the graph itself: what the stand-in runs. The real one is tested with its own module.
-    monkeypatch.setattr(tensorrt_plan, "tensorrt_model", lambda model, *_: model)
+    monkeypatch.setattr(tensorrt_plan, "tensorrt_model", lambda model, *_, **__: model)
     probe = DeviceClient.probe
 
     def connect(version: str, **changes: Any) -> DeviceClient:

@@ -52,7 +52,7 @@ def workstation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DeviceClient
     path = os.environ.get("PYTHONPATH")
     monkeypatch.setenv("PYTHONPATH", str(FAKES) + (f"{os.pathsep}{path}" if path else ""))
     monkeypatch.setenv("FAKE_TENSORRT", "10.3.0")
-    monkeypatch.setattr(tensorrt_plan, "tensorrt_model", lambda model, types, rates: model)
+    monkeypatch.setattr(tensorrt_plan, "tensorrt_model", lambda model, types, rates, **_: model)
     return connect(tmp_path)
 
 

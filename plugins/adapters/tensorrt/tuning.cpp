@@ -39,7 +39,9 @@ std::string place_of(const Operator& op, const Attributes& attributes, const Siz
       text += std::string(" ") + *axis + std::to_string(sizes[*axis]);
     }
   }
-  text += type == cuda::Type::kHalf ? " half" : " float";
+  // Of an operator without data of its own, one in integers, the type says nothing.
+  const bool typed = op.output.element == Element::kData || op.inputs[0].element == Element::kData;
+  text += !typed ? " integers" : type == cuda::Type::kHalf ? " half" : " float";
   return text + " sm" + std::to_string(capability) + "x" + std::to_string(processors) + " rates ";
 }
 
