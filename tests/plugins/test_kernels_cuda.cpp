@@ -1145,7 +1145,7 @@ void test_shapes() {
   Rng rng(11);
   for (int turn = 0; turn < 20000; ++turn) {
     const int a = pick(rng, 1024, 2047), b = pick(rng, 1024, 2047), shift = pick(rng, 0, 20);
-    const long long c = static_cast<long long>(pick(rng, -2047, 2047)) << shift;
+    const long long c = pick(rng, -2047, 2047) * (1LL << shift);
     const long long exact = static_cast<long long>(a) * b + c, size = exact < 0 ? -exact : exact;
     int unit = 0;
     while ((size >> unit) >= 2048) ++unit;
