@@ -147,13 +147,17 @@ class OwnKernels:
         opening = np.zeros(len(rows)) if opens is None else np.where(opens, OPENING_CYCLES, 0.0)
         begins = 1.0 - (np.zeros(len(rows)) if continues is None else continues)
 
-        def priced(counts: Array, opening: Array | float = 0.0) -> Array:
+        def parts(counts: Array, opening: Array | float = 0.0) -> Cycles:
             sizes = (counts, columns, depth, products, taps)
-            found = [_cycles(tile, *sizes, processors, begins, opening).all for tile in tiles]
-            return np.where(unfit, np.inf, np.stack(found))
+            found = [_cycles(tile, *sizes, processors, begins, opening) for tile in tiles]
+            return Cycles(*np.stack(found, 1))  # each (tiles, launches)
 
-        now = priced(rows, opening)
-        then = np.stack([priced(counts) for counts in known.T])  # (counts, tiles, launches)
+        def priced(found: Cycles) -> Array:
+            return np.where(unfit, np.inf, found.all)
+
+        here = parts(rows, opening)
+        now = priced(here)
+        then = np.stack([priced(parts(counts)) for counts in known.T])  # (counts, tiles, launches)
         chosen = then.sum(0).argmin(0)
         # Kernels of the sizes that are best for one of the counts, each of which takes the rows that are its own.
         adapts = self._adapts & (known[:, 0] <= _MOST_ROWS) & (known[:, 0] > known[:, -1])
@@ -165,9 +169,8 @@ class OwnKernels:
         sizes = np.array([(tile.rows, tile.columns, tile.depth) for tile in tiles], np.float64)[chosen].T
         strips = taps * np.ceil(depth / taps / sizes[2])
         loaded = np.ceil(rows / sizes[0]) * np.ceil(columns / sizes[1]) * products * strips * sizes[2]
-        given = (rows, columns, depth, products, taps, processors, begins, opening)
-        parts = np.stack([_cycles(tile, *given) for tile in tiles])
-        return Priced(Cycles(*parts[chosen, :, place].T), loaded * (sizes[0] / taps + sizes[1]), launched)
+        cycles = Cycles(*(part[chosen, place] for part in here))
+        return Priced(cycles, loaded * (sizes[0] / taps + sizes[1]), launched)
 
 
 def _cycles(
