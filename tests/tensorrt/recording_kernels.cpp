@@ -85,12 +85,17 @@ int run_bottleneck(const BottleneckShape& shape, Type type, const BottleneckTens
   return recording.error;
 }
 
-int stand_in_masks(const BottleneckShape&, Type, const TimingRates& rates, BottleneckTensors* tensors,
-                   void* workspace, void* stream) {
+template <class Tensors>
+static int masks_in(void* workspace, const TimingRates& rates, Tensors* tensors, void* stream) {
   static_cast<Recording*>(stream)->rates = rates;
   if (rates.spatial) tensors->spatial_mask = static_cast<const float*>(workspace);
   if (rates.channels) tensors->channel_mask = static_cast<const float*>(workspace);
   return 0;
+}
+
+int stand_in_masks(const BottleneckShape&, Type, const TimingRates& rates, BottleneckTensors* tensors,
+                   void* workspace, void* stream) {
+  return masks_in(workspace, rates, tensors, stream);
 }
 
 BottleneckChoice bottleneck_choice(const BottleneckShape& shape, Type type, int capability, int processors,
@@ -130,10 +135,7 @@ int run_quantized_bottleneck(const BottleneckShape& shape, const QuantizedBottle
 
 int stand_in_masks(const BottleneckShape&, const TimingRates& rates, QuantizedBottleneckTensors* tensors,
                    void* workspace, void* stream) {
-  static_cast<Recording*>(stream)->rates = rates;
-  if (rates.spatial) tensors->spatial_mask = static_cast<const float*>(workspace);
-  if (rates.channels) tensors->channel_mask = static_cast<const float*>(workspace);
-  return 0;
+  return masks_in(workspace, rates, tensors, stream);
 }
 
 int quantized_bottleneck_candidates(const BottleneckShape& shape, int capability, int processors,
