@@ -611,13 +611,16 @@ int allow_dynamic(std::integral_constant<int, kBytes>) {
 }
 
 template <class Kernel>
+int allow_dynamic() {
+  return allow_dynamic<Kernel>(std::integral_constant<int, dynamic_bytes<Kernel>(0)>());
+}
+
+template <class Kernel>
 int launch(int blocks_x, int blocks_y, const typename Kernel::Arguments& arguments, void* stream) {
-  constexpr int kBytes = dynamic_bytes<Kernel>(0);
-  const int refused = allow_dynamic<Kernel>(std::integral_constant<int, kBytes>());
+  const int refused = allow_dynamic<Kernel>();
   if (refused != 0) return refused;
-  entry<Kernel>
-      <<<dim3(blocks_x, blocks_y), dim3(Kernel::kThreads), kBytes, static_cast<cudaStream_t>(stream)>>>(
-          arguments);
+  entry<Kernel><<<dim3(blocks_x, blocks_y), dim3(Kernel::kThreads), dynamic_bytes<Kernel>(0),
+                  static_cast<cudaStream_t>(stream)>>>(arguments);
   return static_cast<int>(cudaGetLastError());
 }
 
@@ -675,8 +678,7 @@ template <class Kernel>
 int launch(int blocks_x, int blocks_y, const typename Kernel::Arguments& arguments, Sequence& sequence) {
 #if CUDART_VERSION >= 12030
   if (sequence.goes_on() && begins_early(device_traits())) {
-    constexpr int kBytes = dynamic_bytes<Kernel>(0);
-    const int refused = allow_dynamic<Kernel>(std::integral_constant<int, kBytes>());
+    const int refused = allow_dynamic<Kernel>();
     if (refused != 0) return refused;
     cudaLaunchAttribute attribute = {};
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -684,7 +686,7 @@ int launch(int blocks_x, int blocks_y, const typename Kernel::Arguments& argumen
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(blocks_x, blocks_y);
     config.blockDim = dim3(Kernel::kThreads);
-    config.dynamicSmemBytes = kBytes;
+    config.dynamicSmemBytes = dynamic_bytes<Kernel>(0);
     config.stream = static_cast<cudaStream_t>(sequence.stream());
     config.attrs = &attribute;
     config.numAttrs = 1;
